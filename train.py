@@ -1,0 +1,411 @@
+"""Fine-tune a pretrained encoder for token classification (NER, part of speech, chunking) in plain PyTorch.
+
+    python train.py                                                 # the embedded corpus and MiniLM, on a CPU
+    python train.py --train_file train.conll --validation_file dev.conll --model_name_or_path bert-base-cased
+    torchrun --nproc-per-node=8 train.py --dataset_name conll2003 --model_name_or_path bert-base-cased
+    python train.py run.yaml --learning_rate 3e-5                   # a file of flags; those behind it win
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import transformers
+import yaml
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import data
+import metrics
+import model as network
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Every knob. Names are those of run_ner.py and TrainingArguments.
+
+
+def flag(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Arguments:
+    # data (with neither a name nor files: samples/)
+    dataset_name: str | None = flag(None, "Hub id, or a folder written by save_to_disk")
+    dataset_config_name: str | None = flag(None, "configuration of the Hub set")
+    train_file: str | None = flag(None, "CoNLL columns, .json, .jsonl, .csv or .parquet")
+    validation_file: str | None = flag(None, "chooses the best model; none: the last one is kept")
+    test_file: str | None = flag(None, "scored once, with the best model")
+    text_column_name: str | None = flag(None, "column of words (tokens, words)")
+    label_column_name: str | None = flag(None, "column of tags (<task>_tags, tags, labels)")
+    task_name: Literal["ner", "pos", "chunk"] = flag("ner", "picks the column of tags")
+    label_all_tokens: bool = flag(False, "train on a word's every subword, not on its first alone")
+    max_seq_length: int | None = flag(None, "subwords a window (the encoder's own limit)")
+    stride: int = flag(64, "subwords by which the windows of a long sentence overlap")
+    # model
+    model_name_or_path: str | None = flag(None, "Hub id or folder (the packaged MiniLM)")
+    gradient_checkpointing: bool = flag(False, "less memory, more time")
+    # optimisation
+    num_train_epochs: float = flag(3.0, "")
+    max_steps: int = flag(-1, "optimizer steps, instead of epochs (-1: off)")
+    learning_rate: float = flag(5e-5, "the peak; linear to 0")
+    weight_decay: float = flag(0.01, "none on biases and norms")
+    warmup_ratio: float = flag(0.1, "share of the steps (0: off)")
+    per_device_train_batch_size: int = flag(16, "sentences")
+    per_device_eval_batch_size: int = flag(64, "sentences")
+    gradient_accumulation_steps: int = flag(1, "batches a step and device")
+    max_grad_norm: float = flag(1.0, "clips the gradient (0: off)")
+    seed: int = flag(42, "new head, order, dropout")
+    # speed
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = flag("auto", "auto: bf16 where the hardware has it")
+    group_by_length: bool = flag(False, "batches of like length: faster, some F1 lost")
+    # output
+    output_dir: str = flag("outputs", "")
+    overwrite_output_dir: bool = flag(False, "delete the run that is there")
+    logging_steps: int = flag(10, "")
+    eval_steps: int = flag(0, "0: at the end of each epoch")
+    metric_for_best_model: Literal["f1", "accuracy", "precision", "recall", "loss"] | None = flag(
+        None, "f1 (accuracy for plain tags such as NOUN)"
+    )
+    early_stopping_patience: int = flag(0, "evaluations without a better score (0: off)")
+
+
+GROUPS = dict(dataset_name="data", model_name_or_path="model", num_train_epochs="optimisation", precision="speed")
+GROUPS["output_dir"] = "output"
+
+
+class Parser(transformers.HfArgumentParser):
+    def error(self, message: str):
+        raise ValueError(message)
+
+    def format_help(self) -> str:
+        """All flags on one screen: name, what it does, default."""
+        lines = [__doc__]
+        for knob in dataclasses.fields(Arguments):
+            lines += [f"{GROUPS[knob.name]}:"] if knob.name in GROUPS else []
+            default = f"({knob.default})" if knob.default is not None else ""
+            lines.append(f"  {'--' + knob.name:31} {knob.metadata['help']} {default}".rstrip())
+        return "\n".join(lines) + "\n"
+
+
+def parse_arguments(argv: list[str]) -> Arguments:
+    """Flags, or first a YAML or JSON file of flags and then flags, which win. ValueError on what makes no sense."""
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        with open(argv[0], encoding="utf-8") as file:
+            try:
+                settings = yaml.safe_load(file)  # JSON is YAML
+            except yaml.YAMLError as error:
+                raise ValueError(f"{argv[0]}: {error}") from None
+        if not isinstance(settings, dict):
+            raise ValueError(f"{argv[0]}: not a mapping of flags to values")
+        argv = [f"--{name}={value}" for name, value in settings.items() if value is not None] + argv[1:]
+    (args,) = Parser(Arguments, allow_abbrev=False).parse_args_into_dataclasses(argv, look_for_args_file=False)
+    positive = ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"]
+    for name in [*positive, "logging_steps", "num_train_epochs"]:
+        if not getattr(args, name) > 0:
+            raise ValueError(f"--{name} {getattr(args, name)}: has to be above 0")
+    for name in ["learning_rate", "weight_decay", "max_grad_norm", "eval_steps", "early_stopping_patience", "stride", "seed"]:
+        if not getattr(args, name) >= 0:
+            raise ValueError(f"--{name} {getattr(args, name)}: has to be 0 or more")
+    if not 0 <= args.warmup_ratio <= 1:
+        raise ValueError(f"--warmup_ratio {args.warmup_ratio}: has to be between 0 and 1")
+    return args
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The output folder. The same command again is safe.
+
+WRITTEN = ["train_config.yaml", "all_results.json", "config.json", "model.safetensors", "runs"]
+NO_MATTER = ["output_dir", "overwrite_output_dir", "logging_steps"]  # settings that change no result
+
+
+def open_output_dir(args: Arguments, fingerprints: dict[str, str]) -> dict | None:
+    """Returns the results of this very run if it is there and finished. ValueError if another run or model is."""
+    os.makedirs(args.output_dir, exist_ok=True)
+    with open(os.path.join(args.output_dir, ".writable"), "w"):
+        pass
+    os.remove(os.path.join(args.output_dir, ".writable"))
+    config, results, *_ = paths = [os.path.join(args.output_dir, name) for name in WRITTEN]
+    there = [path for path in paths if os.path.exists(path)]
+    if args.overwrite_output_dir or not there:
+        return None
+    if config not in there:
+        raise ValueError(f"{there[0]}: not from a run of train.py; choose another --output_dir or --overwrite_output_dir")
+    with open(config, encoding="utf-8") as file:
+        before = yaml.safe_load(file)
+    for name, value in dataclasses.asdict(args).items():
+        if name not in NO_MATTER and before.get(name) != value:
+            raise ValueError(
+                f"{args.output_dir}: holds another run: its --{name} is {before.get(name)}, not {value}; "
+                "choose another --output_dir or --overwrite_output_dir"
+            )
+    if results not in there:
+        return None
+    with open(results, encoding="utf-8") as file:
+        finished = json.load(file)
+    for split, fingerprint in fingerprints.items():
+        if finished["fingerprints"].get(split) != fingerprint:
+            raise ValueError(f"{args.output_dir}: holds a run on other {split} data; --overwrite_output_dir replaces it")
+    return finished
+
+
+def write_whole(path: str, text: str) -> None:
+    """Never leaves half a file behind."""
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(path + ".new", path)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pure pieces of the loop
+
+
+def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
+    """Linear from 0 to the peak over the warm-up, then linear to 0; the schedule of run_ner.py."""
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    return peak * (total_steps - step) / max(1, total_steps - warmup_steps)
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Randomness is a function of where we are, not of what ran before: a resumed run draws the same masks."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+
+
+@torch.no_grad()
+def evaluate(raw_model, labels, batch_size: int, collate, autocast, rank: int, world_size: int, split: data.Split) -> dict:
+    """Scores of a whole split, the same on all ranks. Batches go round the ranks; no collective until the end."""
+    start = time.perf_counter()
+    device = raw_model.device
+    batches = data.eval_batches(split.rows.lengths, batch_size)
+    mine = batches[rank::world_size]
+    words = [torch.empty(0, 3, dtype=torch.int32)]
+    raw_model.eval()
+    for rows, batch in zip(mine, DataLoader(split.rows, batch_sampler=mine, collate_fn=collate)):
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        with autocast:
+            logits = raw_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        predicted, losses = metrics.decode(logits, batch["labels"])
+        position = torch.from_numpy(split.rows.words(rows)).int()
+        words.append(torch.stack([position, predicted.int().cpu(), losses.cpu().view(torch.int32)], dim=1))
+    raw_model.train()
+    longest = max(sum(int(split.rows.num_labels[rows].sum()) for rows in batches[r::world_size]) for r in range(world_size))
+    gathered = metrics.gather(torch.cat(words).to(device), longest)
+    scores = [None]
+    if rank == 0:
+        predicted, losses = metrics.in_file_order(gathered, len(split.tags))
+        scores = [metrics.score(split.tags, predicted, split.lengths, labels)]
+        scores[0] |= {"loss": float(losses.mean(dtype=np.float64)), "runtime": time.perf_counter() - start}
+    if world_size > 1:
+        dist.broadcast_object_list(scores, src=0)
+    return scores[0]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    # Device and ranks: torchrun says who we are; without it we are alone.
+    rank, local_rank, world_size = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    log = tqdm.write if rank == 0 else lambda *_: None
+    terminal = sys.stderr.isatty()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if rank > 0 or not terminal:
+        data.datasets.disable_progress_bars()
+
+    # Everything that can be wrong with the input is found in this block, before anything is trained or overwritten.
+    with data.bad_input_exits():
+        args = parse_arguments(sys.argv[1:])
+        precision = network.pick_precision(args.precision, device)
+        encoder = args.model_name_or_path or data.packaged_encoder()
+        tokenizer = data.load_tokenizer(encoder)
+        limit = data.max_length(tokenizer, transformers.AutoConfig.from_pretrained(encoder))
+        if (args.max_seq_length or limit) > limit:
+            raise ValueError(f"--max_seq_length {args.max_seq_length}: this encoder reads {limit} subwords at most")
+        splits, labels = data.load_splits(args, tokenizer, args.max_seq_length or limit)
+        train, validation, test = (splits.get(split) for split in data.SPLITS)
+        torch.manual_seed(args.seed)  # for the new head
+        raw_model = network.load_model(encoder, labels, args.gradient_checkpointing).to(device)
+        network.check_labels(raw_model, max(int(split.tags.max()) for split in splits.values()))
+
+        # Rank 0 looks at the output folder and tells the others: they may be on another machine.
+        if world_size > 1:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        fingerprints = {name: split.fingerprint for name, split in splits.items()}
+        finished = [open_output_dir(args, fingerprints) if rank == 0 else None]
+        if world_size > 1:
+            dist.broadcast_object_list(finished, src=0)
+    if finished[0]:
+        log(f"{args.output_dir} holds this run, finished; its results:\n{json.dumps(finished[0], indent=2)}")
+        return
+
+    # Batch arithmetic
+    global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size
+    steps_per_epoch = math.ceil(len(train.rows) / global_batch_size)
+    total_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    warmup_steps = math.ceil(args.warmup_ratio * total_steps)
+    eval_every = args.eval_steps or steps_per_epoch
+    metric = args.metric_for_best_model or ("f1" if metrics.has_entities(labels) else "accuracy")
+    log(
+        f"{len(train.lengths):,} sentences, {len(train.tags):,} words, {len(labels)} labels | "
+        f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x {world_size} ranks = "
+        f"{global_batch_size} sentences a step | {total_steps:,} steps | {device.type} {precision}"
+    )
+
+    # Model, optimizer, DDP
+    raw_model.train()
+    model = raw_model if world_size == 1 else DistributedDataParallel(raw_model, broadcast_buffers=False)
+    optimizer = torch.optim.AdamW(network.parameter_groups(raw_model, args.weight_decay), lr=0.0, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    autocast = network.autocast(precision, device)
+    collate = functools.partial(data.collate, pad_token_id=tokenizer.pad_token_id or 0)
+    evaluated = functools.partial(
+        evaluate, raw_model, labels, args.per_device_eval_batch_size, collate, autocast, rank, world_size
+    )
+
+    # From here on the output folder is ours
+    if rank == 0:
+        for name in WRITTEN:
+            path = os.path.join(args.output_dir, name)
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            elif os.path.exists(path):
+                os.remove(path)
+        write_whole(os.path.join(args.output_dir, "train_config.yaml"), yaml.safe_dump(dataclasses.asdict(args), sort_keys=False))
+        writer = SummaryWriter(os.path.join(args.output_dir, "runs"))
+    else:
+        writer = SimpleNamespace(add_scalar=lambda *_: None, close=lambda: None)
+
+    # The loop's state
+    step, best_score, best_step, best = 0, -math.inf, 0, {}
+    total_loss = torch.zeros((), device=device, dtype=torch.float64)  # of all steps so far, this rank's share
+    logged_loss, logged_step = 0.0, 0
+    seconds = logged_seconds = 0.0  # of training alone: the clock stops for evaluation and saving
+    sentences = tokens = logged_tokens = 0
+    bar = tqdm(total=total_steps, desc="training", disable=rank > 0 or not terminal)
+
+    while step < total_steps:
+        epoch, position = divmod(step, steps_per_epoch)
+        batches = data.global_batches(train.rows.lengths, global_batch_size, args.seed, epoch, args.group_by_length)[position:]
+        mine = data.micro_batches(batches, args.gradient_accumulation_steps, rank, world_size)
+        loader = iter(DataLoader(train.rows, batch_sampler=mine, collate_fn=collate, pin_memory=device.type == "cuda"))
+        for global_batch in batches:
+            # ---------------------------------------------------------------------------------------- one step, timed
+            start = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, total_steps, warmup_steps, args.learning_rate)
+            torch.manual_seed(dropout_seed(args.seed, step, rank))
+            num_labels = max(1, int(train.rows.num_labels[global_batch].sum()))  # of all ranks: no collective needed
+            for micro_step in range(args.gradient_accumulation_steps):
+                batch = {name: tensor.to(device, non_blocking=True) for name, tensor in next(loader).items()}
+                last = micro_step == args.gradient_accumulation_steps - 1
+                with contextlib.nullcontext() if last or world_size == 1 else model.no_sync():
+                    with autocast:
+                        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+                    # Sum over this batch / labels of the whole global batch: the layout of ranks changes nothing.
+                    loss = F.cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten(), reduction="sum") / num_labels
+                    scaler.scale(loss * world_size).backward()  # DDP takes the mean over ranks; we want the sum
+                total_loss += loss.detach()
+            scaler.unscale_(optimizer)
+            grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), args.max_grad_norm or math.inf)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            sentences += len(global_batch)
+            tokens += int(train.rows.lengths[global_batch].sum())
+            # --------------------------------------------------------------------------------------------------------
+            evaluating = step % eval_every == 0 or step == total_steps
+            logging = step % args.logging_steps == 0 or step == total_steps
+            if device.type == "cuda" and (logging or evaluating):
+                torch.cuda.synchronize()  # the clock counts finished work
+            seconds += time.perf_counter() - start
+            bar.update()
+
+            if logging:
+                global_loss = total_loss.clone()
+                if world_size > 1:
+                    dist.all_reduce(global_loss)
+                mean_loss = (global_loss.item() - logged_loss) / (step - logged_step)
+                scalars = {
+                    "train/loss": mean_loss,
+                    "train/learning_rate": optimizer.param_groups[0]["lr"],
+                    "train/grad_norm": grad_norm.item(),
+                    "train/tokens_per_second": (tokens - logged_tokens) / (seconds - logged_seconds),
+                }
+                for name, value in scalars.items():
+                    writer.add_scalar(name, value, step)
+                line = f"loss {mean_loss:.4f} | lr {scalars['train/learning_rate']:.2e} | {scalars['train/tokens_per_second']:,.0f} tokens/s"
+                bar.set_postfix_str(line)
+                if not terminal:
+                    log(f"step {step}/{total_steps} | {line}")
+                logged_loss, logged_step, logged_seconds, logged_tokens = global_loss.item(), step, seconds, tokens
+
+            if evaluating and validation:
+                scores = evaluated(validation)
+                for name, value in scores.items():
+                    if name != "per_entity":
+                        writer.add_scalar(f"eval/{name}", value, step)
+                this_score = -scores["loss"] if metric == "loss" else scores[metric]
+                log(f"step {step}/{total_steps} | eval loss {scores['loss']:.4f} | f1 {scores['f1']:.4f} | accuracy {scores['accuracy']:.4f}")
+                if this_score > best_score:
+                    best_score, best_step, best = this_score, step, scores
+                    if rank == 0:
+                        network.save_model(raw_model, tokenizer, args.output_dir)
+            patience = args.early_stopping_patience * eval_every
+            if evaluating and patience and step - best_step >= patience:
+                log(f"stopped: no better {metric} since step {best_step}")
+                total_steps = step
+            if step == total_steps:
+                break
+    bar.close()
+
+    # Results, of the best model: the last evaluation is the one of the weights that were saved.
+    results = {
+        "epoch": step / steps_per_epoch,
+        "train_loss": logged_loss / step,
+        "train_runtime": seconds,
+        "train_samples_per_second": sentences / seconds,
+        "train_tokens_per_second": tokens / seconds,
+    } | {f"eval_{name}": value for name, value in best.items()}
+    if not validation and rank == 0:
+        network.save_model(raw_model, tokenizer, args.output_dir)
+    if test:
+        network.load_best(raw_model, args.output_dir, rank, world_size)
+        results |= {f"test_{name}": value for name, value in evaluated(test).items()}
+    if rank == 0:
+        results |= {"world_size": world_size, "precision": precision, "fingerprints": fingerprints}
+        write_whole(os.path.join(args.output_dir, "all_results.json"), json.dumps(results, indent=2) + "\n")
+    for name, split in (("eval", validation), ("test", test)):
+        if split:
+            scores = {key.removeprefix(f"{name}_"): value for key, value in results.items() if key.startswith(f"{name}_")}
+            log(f"\n{name}: {scores['words']:,} words, loss {scores['loss']:.4f}, accuracy {scores['accuracy']:.4f}")
+            log(metrics.table(scores))
+    log(f"\n{json.dumps({key: value for key, value in results.items() if isinstance(value, (int, float))})}")
+    log(f"the best model, of step {best_step or step}, is in {args.output_dir}")
+    writer.close()
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    record(main)()
