@@ -496,8 +496,17 @@ def micro_batches(batches: list[np.ndarray], accumulation: int, rank: int, world
 
 
 def eval_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
-    """All rows in batches of like length, the longest first (if memory is short, it is short at once)."""
-    return np.split(np.argsort(-lengths, kind="stable"), range(size, len(lengths), size))
+    """All rows in batches of at most `size`, the longest first (if memory is short, it is short at once).
+
+    A row of less than half its batch's longest begins the next one, so that one long document pads no others.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches, start = [], 0
+    while start < len(order):
+        like = np.count_nonzero(2 * lengths[order[start : start + size]] >= lengths[order[start]])
+        batches.append(order[start : start + like])
+        start += like
+    return batches
 
 
 # ----------------------------------------------------------------------------------------------------------------------
