@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+import transformers
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from filelock import FileLock
@@ -39,6 +41,16 @@ READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parque
 PARQUET = "refs/convert/parquet"  # the Hub's own conversion of a set, kept on this revision
 ALIASES = {"conll2003": ("lhoestq/conll2003", None), "wnut_17": ("leondz/wnut_17", PARQUET)}
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def quiet(progress: bool) -> None:
+    """The libraries' own log lines and (without a terminal) bars stay away: what is wrong, we say in one line."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
+    huggingface_hub.utils.logging.set_verbosity_error()
+    if not progress:
+        datasets.disable_progress_bars()
 
 
 @contextlib.contextmanager
@@ -96,6 +108,8 @@ def read_conll(path: str, task: str):
                 raise ValueError(f"{path}:{number}: empty {'word' if not fields[0] else 'tag'}")
             words.append(fields[0])
             tags.append(fields[column])
+    if width is None:
+        raise ValueError(f"{path}: no sentences")
     if words:
         yield {"tokens": words, "tags": tags}
 
@@ -113,14 +127,15 @@ def read_file(path: str, task: str) -> Dataset:
         fingerprint = Hasher.hash((hashlib.file_digest(file, "sha256").hexdigest(), path, task, _source()))
     try:
         if reader := READERS.get(Path(path).suffix.lower()):
-            dataset = datasets.load_dataset(reader, data_files=path, split="train")
+            options = {"keep_default_na": False} if reader == "csv" else {}  # NA and null are words like others
+            dataset = datasets.load_dataset(reader, data_files=path, split="train", **options)
             dataset._fingerprint = fingerprint
             return dataset
         columns = Features({"tokens": List(Value("string")), "tags": List(Value("string"))})
         return Dataset.from_generator(
             read_conll, columns, gen_kwargs={"path": path, "task": task}, fingerprint=fingerprint
         )
-    except datasets.exceptions.DatasetGenerationError as error:
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         cause = str(error.__cause__ or error)
         raise ValueError(cause if cause.startswith(path) else f"{path}: cannot be read: {cause}") from None
 
@@ -169,17 +184,21 @@ def words_and_tags(dataset: Dataset, where: str, text_column: str | None, label_
     dataset = dataset.select_columns([text, label])
     if (text, label) != ("tokens", "tags"):
         dataset = dataset.rename_columns({text: "tokens", label: "tags"})
-    for column, original, wanted in (("tokens", text, "string"), ("tags", label, "(string|u?int|ClassLabel)")):
+    for column, original, wanted in (("tokens", text, "string"), ("tags", label, "string|u?int|ClassLabel")):
         kind = dataset.features[column]
-        if kind == Value("string"):  # one cell of a CSV: words between blanks
-            split = lambda row, column=column: {column: (row[column] or "").split()}  # noqa: E731
+        if re.fullmatch("(large_)?string", getattr(kind, "dtype", "")):  # one cell of a CSV: words between blanks
+            split = functools.partial(_split_cell, column=column)
             dataset = dataset.map(split, new_fingerprint=fingerprint + column, desc=f"splitting {original}")
             kind = dataset.features[column]
         item = getattr(kind, "feature", None)
-        if not re.match(wanted, "ClassLabel" if isinstance(item, ClassLabel) else getattr(item, "dtype", "")):
+        if not re.match(f"(large_)?({wanted})", "ClassLabel" if isinstance(item, ClassLabel) else getattr(item, "dtype", "")):
             raise ValueError(f"{where}: column {original!r} holds {kind}, where every row should be a list")
     dataset._fingerprint = fingerprint
     return dataset
+
+
+def _split_cell(row: dict, column: str) -> dict:
+    return {column: [word for word in (row[column] or "").split(" ") if word]}
 
 
 def _source() -> str:
@@ -206,9 +225,9 @@ def _sentence_lengths(dataset: Dataset, where: str) -> np.ndarray:
 
 
 def _line(where: str, row: int) -> str:
-    """Where a row stands: `file.jsonl:7` where rows are lines, `name: row 7` elsewhere."""
-    first = {".jsonl": 1, ".json": 1, ".csv": 2}.get(Path(where).suffix.lower())
-    return f"{where}: row {row + 1}" if first is None else f"{where}:{row + first}"
+    """Where a row stands: `file.jsonl:7` where each line is a row, `name: row 7` elsewhere."""
+    lines = where.lower().endswith((".jsonl", ".json")) and Path(where).read_bytes()[:1] == b"{"
+    return f"{where}:{row + 1}" if lines else f"{where}: row {row + 1}"
 
 
 def label_list(splits: dict[str, Dataset]) -> list[str]:
@@ -293,8 +312,10 @@ def max_length(tokenizer, config) -> int:
         modules = AutoModelForTokenClassification.from_config(config).named_modules()
     tables = [m for name, m in modules if name.endswith("position_embeddings") and isinstance(m, torch.nn.Embedding)]
     limits = [table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1) for table in tables]
-    relative = [getattr(config, "max_position_embeddings", None) or 512] if not limits else []
-    return min([tokenizer.model_max_length, *limits, *relative])
+    if not limits and (getattr(config, "max_position_embeddings", None) or -1) > 0:  # relative or rotary positions
+        limits = [config.max_position_embeddings]
+    limit = min([tokenizer.model_max_length, *limits])
+    return limit if limit < 1_000_000 else 512  # nobody says (XLNet): what it was trained on
 
 
 def encode(sentences: list[list[str]], tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:

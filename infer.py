@@ -13,7 +13,6 @@ import json
 
 import numpy as np
 import torch
-import transformers
 from transformers import AutoModelForTokenClassification
 
 import data
@@ -26,13 +25,13 @@ class Tagger:
     """A saved token-classification model (folder or Hub id); called with texts, it answers as transformers'
     token-classification pipeline does, but reads texts of any length and never splits a word."""
 
-    def __init__(self, model_name_or_path: str, batch_size: int = 32, stride: int = 64):
+    def __init__(self, model_name_or_path: str, batch_size: int = 32, stride: int = 64, precision: str = "auto"):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = data.load_tokenizer(model_name_or_path)
         self.model = AutoModelForTokenClassification.from_pretrained(model_name_or_path, dtype=torch.float32)
         self.model.to(self.device).eval()
         self.labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
-        self.autocast = network.autocast(network.pick_precision("auto", self.device), self.device)
+        self.autocast = network.autocast(network.pick_precision(precision, self.device), self.device)
         self.size = data.max_length(self.tokenizer, self.model.config)
         self.batch_size, self.stride = batch_size, stride
 
@@ -127,8 +126,7 @@ def main() -> None:
     parser.add_argument("--aggregation_strategy", choices=STRATEGIES, default="simple", help="how subwords vote (simple)")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line (text)")
     args = parser.parse_args()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    data.quiet(progress=False)
     with data.bad_input_exits():
         tagger = Tagger(args.model)
     for text, entities in zip(args.text, tagger(args.text, args.aggregation_strategy)):

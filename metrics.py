@@ -3,6 +3,8 @@
     logits [B, L, C] of each batch -> decode -> gather (all ranks, one collective) -> score -> table
 """
 
+import warnings
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -66,7 +68,8 @@ def score(gold: np.ndarray, predicted: np.ndarray, lengths: np.ndarray, labels: 
         ends = np.cumsum(lengths)[:-1]
         names = np.array(labels, dtype=object)
         sentences = [[part.tolist() for part in np.split(names[ids], ends)] for ids in (gold, predicted)]
-        report = classification_report(*sentences, output_dict=True, zero_division=0)
+        with warnings.catch_warnings(action="ignore"):  # seqeval's mean over types, where there is not one entity
+            report = classification_report(*sentences, output_dict=True, zero_division=0)
         overall = report["micro avg"]
         types = {name: report[name] for name in sorted(report) if not name.endswith(" avg")}
     else:

@@ -225,10 +225,7 @@ def main() -> None:
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     log = tqdm.write if rank == 0 else lambda *_: None
     terminal = sys.stderr.isatty()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    if rank > 0 or not terminal:
-        data.datasets.disable_progress_bars()
+    data.quiet(progress=rank == 0 and terminal)
 
     # Everything that can be wrong with the input is found in this block, before anything is trained or overwritten.
     with data.bad_input_exits():
@@ -241,6 +238,8 @@ def main() -> None:
             raise ValueError(f"--max_seq_length {args.max_seq_length}: this encoder reads {limit} subwords at most")
         splits, labels = data.load_splits(args, tokenizer, args.max_seq_length or limit)
         train, validation, test = (splits.get(split) for split in data.SPLITS)
+        if args.early_stopping_patience and not validation:
+            raise ValueError("--early_stopping_patience needs a validation split")
         torch.manual_seed(args.seed)  # for the new head
         raw_model = network.load_model(encoder, labels, args.gradient_checkpointing).to(device)
         network.check_labels(raw_model, max(int(split.tags.max()) for split in splits.values()))

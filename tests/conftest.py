@@ -1,0 +1,147 @@
+"""What the tests share: caches of their own, three tokenizers and small encoders made here, real commands."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# Before any import of datasets or transformers: nothing of the user's caches, no network.
+CACHE = tempfile.TemporaryDirectory(prefix="nanotagger-tests-")
+os.environ |= {
+    "HF_HOME": CACHE.name,
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+}
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import pytest  # noqa: E402
+import tokenizers  # noqa: E402
+import torch  # noqa: E402
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
+from transformers import BertConfig, PreTrainedTokenizerFast, RobertaConfig  # noqa: E402
+from transformers import BertForTokenClassification, RobertaForTokenClassification  # noqa: E402
+
+import data  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def sample_words(split: str = "train", limit: int = 400) -> list[list[str]]:
+    rows = data.read_conll(str(ROOT / "samples" / f"{split}.conll"), "ner")
+    return [row["tokens"] for row, _ in zip(rows, range(limit))]
+
+
+def run(*command, ranks: int = 1, timeout: int = 240, **env) -> subprocess.CompletedProcess:
+    """A real command in a process of its own: run("train.py", "--seed", 1, ranks=2)."""
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--master-port=0"] if ranks > 1 else []
+    return subprocess.run(
+        [sys.executable, *launch, *map(str, command)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {key: str(value) for key, value in env.items()},
+    )
+
+
+def train(*flags, ranks: int = 1, **env) -> subprocess.CompletedProcess:
+    """train.py, which has to succeed."""
+    done = run("train.py", *flags, ranks=ranks, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def word_piece() -> PreTrainedTokenizerFast:
+    raw = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=False)
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    raw.train_from_iterator(map(" ".join, sample_words()), trainers.WordPieceTrainer(vocab_size=900, special_tokens=special))
+    raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special))
+    return PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=128, **names)
+
+
+def byte_level_bpe() -> PreTrainedTokenizerFast:
+    raw = tokenizers.Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=special, initial_alphabet=alphabet)
+    raw.train_from_iterator(map(" ".join, sample_words()), trainer)
+    raw.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    names = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), special))
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **names)
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    raw = tokenizers.Tokenizer(models.Unigram())
+    raw.normalizer = normalizers.NFKC()
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.UnigramTrainer(vocab_size=700, special_tokens=special, unk_token="<unk>")
+    raw.train_from_iterator(map(" ".join, sample_words()), trainer)
+    raw.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    names = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), special))
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **names)
+
+
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory) -> dict[str, str]:
+    """Small encoders with random weights, one a kind of tokenizer: name -> folder."""
+    torch.manual_seed(0)
+    folders = {}
+    for name, tokenizer in (("wordpiece", word_piece()), ("bpe", byte_level_bpe()), ("unigram", unigram())):
+        folder = str(tmp_path_factory.mktemp(name))
+        if name == "wordpiece":
+            config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, **SMALL)
+            encoder = BertForTokenClassification(config).base_model
+        else:
+            config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=130, pad_token_id=1, **SMALL)
+            encoder = RobertaForTokenClassification(config).base_model
+        encoder.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders[name] = folder
+    return folders
+
+
+@pytest.fixture(scope="session")
+def still(encoders, tmp_path_factory) -> str:
+    """The WordPiece encoder without dropout: what it computes depends on the sentences alone."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    folder = str(tmp_path_factory.mktemp("still"))
+    config = AutoConfig.from_pretrained(encoders["wordpiece"], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    AutoModel.from_pretrained(encoders["wordpiece"], config=config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoders["wordpiece"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> dict[str, str]:
+    """A small corpus of two columns as flags of train.py: {"--train_file": ...}."""
+    folder = tmp_path_factory.mktemp("corpus")
+    flags = {}
+    for split, limit in (("train", 61), ("validation", 23), ("test", 19)):
+        rows = data.read_conll(str(ROOT / "samples" / f"{split}.conll"), "ner")
+        path = folder / f"{split}.txt"
+        sentences = [row for row, _ in zip(rows, range(limit))]
+        write_conll(path, sentences)
+        flags[f"--{split}_file"] = str(path)
+    return flags
+
+
+def write_conll(path, sentences: list[dict], separator: str = " ") -> None:
+    lines = ["".join(f"{w}{separator}{t}\n" for w, t in zip(s["tokens"], s["tags"])) for s in sentences]
+    Path(path).write_text("\n".join(lines), encoding="utf-8")
+
+
+def flat(flags: dict) -> list[str]:
+    return [str(part) for pair in flags.items() for part in pair]

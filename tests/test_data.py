@@ -1,0 +1,415 @@
+"""Reading, alignment, windows, batches."""
+
+import json
+import types
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+import tokenizers
+import torch
+from conftest import sample_words, write_conll
+from tokenizers import models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+
+import data
+
+GUIDE = "EU rejects German call to boycott British lamb .".split()
+CONLL_LABELS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"]
+GUIDE_TAGS = np.array([3, 0, 7, 0, 0, 0, 7, 0, 0])
+
+
+@pytest.fixture(scope="module")
+def guide_tokenizer():
+    pieces = "[PAD] [UNK] [CLS] [SEP] EU rejects German call to boycott British la ##mb .".split()
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    raw = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]")
+
+
+def rows_of(sentences, tags, tokenizer, size=64, stride=8, continuation=None) -> data.Rows:
+    lengths = np.array([len(words) for words in sentences])
+    dataset = datasets.Dataset.from_dict({"tokens": sentences})
+    return data.Rows(data.tokenize(dataset, np.asarray(tags), lengths, tokenizer, size, stride, continuation))
+
+
+# ---- alignment
+
+
+def test_alignment_of_the_guides_sentence(guide_tokenizer):
+    rows = rows_of([GUIDE], GUIDE_TAGS, guide_tokenizer)
+    input_ids, labels = rows[0]
+    tokens = guide_tokenizer.convert_ids_to_tokens(input_ids.tolist())
+    assert tokens == "[CLS] EU rejects German call to boycott British la ##mb . [SEP]".split()
+    assert labels.tolist() == [-100, 3, 0, 7, 0, 0, 0, 7, 0, -100, 0, -100]
+
+
+def test_alignment_with_all_pieces_labelled(guide_tokenizer):
+    rows = rows_of([GUIDE], GUIDE_TAGS, guide_tokenizer, continuation=data.continuation_ids(CONLL_LABELS))
+    assert rows[0][1].tolist() == [-100, 3, 0, 7, 0, 0, 0, 7, 0, 0, 0, -100]
+
+
+def test_all_pieces_of_an_entity_continue_it(guide_tokenizer):
+    labels = ["O", "B-MISC", "I-MISC"]
+    rows = rows_of([["lamb", "lamb"]], [1, 0], guide_tokenizer, continuation=data.continuation_ids(labels))
+    assert rows[0][1].tolist() == [-100, 1, 2, 0, 0, -100]
+
+
+def test_alignment_of_wnut17s_first_word_with_minilm():
+    tokenizer = data.load_tokenizer(data.packaged_encoder())
+    input_ids, labels = rows_of([["@paulwalk", "It"]], [5, 4], tokenizer)[0]
+    assert tokenizer.convert_ids_to_tokens(input_ids.tolist()) == ["[CLS]", "@", "paul", "##walk", "it", "[SEP]"]
+    assert labels.tolist() == [-100, 5, -100, -100, 4, -100]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["O", "B-PER", "I-PER"], [0, 2, 2]),
+        (["I-PER", "O", "B-PER"], [0, 1, 0]),
+        (["I-LOC", "B-PER", "B-LOC", "I-PER", "O"], [0, 3, 0, 3, 4]),
+        (["O", "B-PER"], [0, 1]),  # no I-PER to turn into
+        (["NOUN", "VERB"], [0, 1]),
+        (["B-X-Y", "I-X-Y", "B-X", "I-X"], [1, 1, 3, 3]),
+    ],
+)
+def test_b_becomes_i_by_name_in_any_order_of_labels(labels, expected):
+    assert data.continuation_ids(labels).tolist() == expected
+
+
+def test_labels_o_first_then_by_type():
+    def split(*tags):
+        return datasets.Dataset.from_dict({"tags": [list(tags)]})
+
+    splits = {"train": split("I-PER", "B-PER", "O", "B-LOC"), "test": split("B-creative-work", "I-LOC")}
+    assert data.label_list(splits) == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER", "B-creative-work"]
+
+
+# ---- windows
+
+
+def check_windows(sizes: np.ndarray, size: int, stride: int) -> None:
+    """Every property that windows() promises, by brute force over words of `sizes` subwords."""
+    word_ids = np.repeat(np.arange(len(sizes)), sizes)
+    starts = np.append(0, np.cumsum(sizes))
+    found = data.windows(word_ids, size, stride)
+    owned = [word for _, _, first, last in found for word in range(first, last)]
+    assert owned == list(range(len(sizes)))  # each word once, in order
+    for start, stop, first, last in found:
+        assert 0 < stop - start <= size and start in starts
+        assert start <= starts[first] and starts[last - 1] < stop
+    for (_, before, *_), (after, *_) in zip(found, found[1:]):
+        assert before - after <= max(stride, 0)
+
+    def context(window, word):  # -1: not whole in there
+        left, right = starts[word] - window[0], window[1] - starts[word + 1]
+        return min(left, right)
+
+    for window in found:
+        for word in range(*window[2:]):
+            best = max(context(other, word) for other in found)
+            assert context(window, word) == best or min(sizes) == 0 or max(sizes) > size
+
+
+def test_windows_of_random_sentences_keep_every_promise():
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        sizes = random.integers(1, 6, random.integers(1, 60))
+        size = int(random.integers(6, 40))
+        check_windows(sizes, size, int(random.integers(0, size)))
+
+
+def test_a_word_longer_than_a_window_is_labelled_by_its_first_subwords():
+    word_ids = np.repeat([0, 1, 2], [2, 50, 3])
+    found = data.windows(word_ids, 8, 4)
+    assert [word for *_, first, last in found for word in range(first, last)] == [0, 1, 2]
+    assert (2, 10, 1, 2) in found
+
+
+def test_windows_literal():
+    # ten words of one subword, windows of six that overlap by two: the overlap is shared out evenly
+    assert data.windows(np.arange(10), 6, 2) == [(0, 6, 0, 5), (4, 10, 5, 10)]
+
+
+VANISHING = ["\u200d", "\ufe0f", "\x07", "\u200b", "\u0301"]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+@pytest.mark.parametrize("size", [8, 16, 64, 128])
+def test_every_word_is_labelled_exactly_once(encoders, kind, size):
+    tokenizer = data.load_tokenizer(encoders[kind])
+    sentences = sample_words("validation", 30)
+    sentences += [VANISHING, ["the", "\ufe0f", "end"], ["http://x.org/" + "abc" * 200, "is", "long"]]
+    sentences += [[word for words in sample_words("test", 60) for word in words]]  # a document of over 700 words
+    tags = np.arange(sum(map(len, sentences)))  # every word has a tag of its own
+    rows = rows_of(sentences, tags, tokenizer, size=size)
+    labels = np.concatenate([rows[i][1] for i in range(len(rows))])
+    assert labels[labels != -100].tolist() == tags.tolist()
+    assert rows.lengths.max() <= size
+    assert np.concatenate([rows.words([i]) for i in range(len(rows))]).tolist() == tags.tolist()
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_short_sentences_are_encoded_as_the_tokenizer_itself_does(encoders, kind):
+    tokenizer = data.load_tokenizer(encoders[kind])
+    sentences = sample_words("test", 20)
+    rows = rows_of(sentences, [0] * sum(map(len, sentences)), tokenizer, size=128)
+    for i, words in enumerate(sentences):
+        assert rows[i][0].tolist() == tokenizer(words, is_split_into_words=True)["input_ids"]
+
+
+def test_byte_level_words_begin_with_a_space(encoders):
+    tokenizer = data.load_tokenizer(encoders["bpe"])
+    ids, word_ids = data.encode([["Sylvain", ",", "Oslo"]], tokenizer)[0]
+    firsts = ids[np.diff(word_ids, prepend=-1) != 0]
+    assert all(token.startswith("Ġ") for token in tokenizer.convert_ids_to_tokens(firsts.tolist()))
+
+
+def test_roberta_positions_start_behind_the_padding_index(encoders):
+    tokenizer = data.load_tokenizer(encoders["bpe"])
+    assert tokenizer.model_max_length > 1_000_000
+    assert data.max_length(tokenizer, AutoConfig.from_pretrained(encoders["bpe"])) == 128
+
+
+# ---- batches
+
+
+def test_collate_pads_to_the_longest_of_the_batch():
+    rows = [(np.array([2, 7, 3]), np.array([-100, 1, -100])), (np.array([2, 8, 9, 6, 3]), np.array([-100, 0, -100, 2, -100]))]
+    batch = data.collate(rows, pad_token_id=99)
+    assert batch["input_ids"].tolist() == [[2, 7, 3, 99, 99], [2, 8, 9, 6, 3]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [[-100, 1, -100, -100, -100], [-100, 0, -100, 2, -100]]
+    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+
+
+def test_collate_of_no_rows_counts_for_nothing():
+    batch = data.collate([], pad_token_id=0)
+    assert batch["input_ids"].tolist() == [[0]] and batch["labels"].tolist() == [[-100]]
+
+
+@pytest.mark.parametrize("group_by_length", [False, True])
+def test_an_epoch_holds_every_row_once_and_depends_on_its_arguments_alone(group_by_length):
+    lengths = np.random.default_rng(1).integers(3, 60, 1003)
+    epochs = [data.global_batches(lengths, 16, 42, epoch, group_by_length) for epoch in (0, 0, 1)]
+    for batches in epochs:
+        assert sorted(np.concatenate(batches)) == list(range(1003))
+        assert sorted(map(len, batches))[:2] == [1003 % 16, 16]
+    assert all((a == b).all() for a, b in zip(epochs[0], epochs[1]))
+    assert not all(len(a) == len(b) and (a == b).all() for a, b in zip(epochs[0], epochs[2]))
+
+
+def test_grouping_by_length_takes_the_padding_away():
+    lengths = np.random.default_rng(1).integers(3, 60, 5000)
+
+    def padding(group_by_length):
+        batches = data.global_batches(lengths, 16, 42, 0, group_by_length)
+        return 1 - lengths.sum() / sum(len(batch) * lengths[batch].max() for batch in batches)
+
+    assert padding(False) > 0.3 and padding(True) < 0.05
+
+
+@pytest.mark.parametrize(("accumulation", "world_size"), [(1, 1), (2, 1), (1, 2), (2, 2), (1, 8), (4, 3)])
+def test_ranks_and_accumulation_share_out_the_same_global_batches(accumulation, world_size):
+    batches = data.global_batches(np.full(101, 9), 24, 7, 0, False)
+    shares = [data.micro_batches(batches, accumulation, rank, world_size) for rank in range(world_size)]
+    for step, batch in enumerate(batches):
+        parts = [part for rank in shares for part in rank[step * accumulation : (step + 1) * accumulation]]
+        assert sorted(sum(parts, [])) == sorted(batch)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_evaluation_batches_hold_every_row_once_and_pad_little():
+    lengths = np.array([5] * 70 + [512, 500] + [6, 9])
+    batches = data.eval_batches(lengths, 64)
+    assert sorted(np.concatenate(batches)) == list(range(74))
+    assert batches[0].tolist() == [70, 71] and max(map(len, batches)) == 64
+
+
+def test_rows_are_views_into_the_file_over_many_chunks(guide_tokenizer, tmp_path):
+    sentences = [{"tokens": GUIDE[: 1 + i % 9], "tags": ["O"] * (1 + i % 9)} for i in range(2500)]
+    write_conll(tmp_path / "a.txt", sentences)
+    dataset = data.read_file(str(tmp_path / "a.txt"), "ner")
+    lengths = np.array([1 + i % 9 for i in range(2500)])
+    rows = data.Rows(data.tokenize(dataset, np.arange(lengths.sum()), lengths, guide_tokenizer, 64, 8))
+    assert len(rows.chunks) > 1 and len(rows) == 2500
+    for i in (0, 8, 999, 1000, 1001, 2499):
+        input_ids, labels = rows[i]
+        assert not input_ids.flags.owndata and not input_ids.flags.writeable
+        assert len(input_ids) == rows.lengths[i] and labels[1] == lengths[:i].sum()
+
+
+# ---- sources
+
+
+def test_conll_columns_by_task(tmp_path):
+    path = tmp_path / "four.conll"
+    path.write_text("-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\nrejects VBZ B-VP O\n\n\nPeter NNP B-NP B-PER\n")
+    tags = {task: [row["tags"] for row in data.read_conll(str(path), task)] for task in ("ner", "pos", "chunk")}
+    assert tags["ner"] == [["B-ORG", "O"], ["B-PER"]]
+    assert tags["pos"] == [["NNP", "VBZ"], ["NNP"]]
+    assert tags["chunk"] == [["B-NP", "B-VP"], ["B-NP"]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "EU\tB-ORG\nsays\tO\n\nhi\tO\n",
+        "EU B-ORG\nsays O\n\nhi O",
+        "EU   B-ORG\r\nsays O\r\n\r\n\r\nhi O\r\n",
+        "\ufeffEU\tB-ORG\nsays\tO\n\t\nhi\tO\n",
+        "\n\nEU B-ORG \nsays O\n   \n-DOCSTART- O\nhi O\n\n\n",
+    ],
+)
+@pytest.mark.parametrize("task", ["ner", "pos", "chunk"])
+def test_two_columns_however_they_are_written(tmp_path, text, task):
+    (tmp_path / "x.conll").write_bytes(text.encode())
+    rows = list(data.read_conll(str(tmp_path / "x.conll"), task))
+    assert rows == [{"tokens": ["EU", "says"], "tags": ["B-ORG", "O"]}, {"tokens": ["hi"], "tags": ["O"]}]
+
+
+def test_words_may_hold_blanks_of_other_kinds(tmp_path):
+    (tmp_path / "x.conll").write_text("10\u00a0000 O\n\u200d O\n\x1c O\na O\n")
+    rows = list(data.read_conll(str(tmp_path / "x.conll"), "ner"))
+    assert rows[0]["tokens"] == ["10\u00a0000", "\u200d", "\x1c", "a"]
+
+
+def arguments(**given):
+    names = "dataset_name dataset_config_name text_column_name label_column_name train_file validation_file test_file"
+    return types.SimpleNamespace(**(dict.fromkeys(names.split()) | dict(task_name="ner") | given))
+
+
+SENTENCES = [
+    {"tokens": ["EU", "rejects", "German", "call"], "tags": ["B-ORG", "O", "B-MISC", "O"]},
+    {"tokens": ["Peter", "Blackburn"], "tags": ["B-PER", "I-PER"]},
+]
+
+
+def write_format(kind: str, folder) -> dict:
+    """SENTENCES in one of the formats -> the data flags that read them."""
+    names = ["O", "B-MISC", "B-ORG", "B-PER", "I-PER"]
+    features = datasets.Features({"tokens": datasets.List(datasets.Value("string"))})
+    features["tags"] = datasets.List(datasets.ClassLabel(names=names))
+    ids = [s | {"tags": [names.index(t) for t in s["tags"]]} for s in SENTENCES]
+    path = folder / f"x.{kind}"
+    if kind == "conll":
+        write_conll(path, SENTENCES, "\t")
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(s) + "\n" for s in SENTENCES))
+    elif kind == "json":
+        path.write_text(json.dumps(SENTENCES))
+    elif kind == "csv":
+        path.write_text("tokens,tags\n" + "".join(f"{' '.join(s['tokens'])},{' '.join(s['tags'])}\n" for s in SENTENCES))
+    elif kind == "parquet":
+        datasets.Dataset.from_list(ids, features=features).to_parquet(path)
+    elif kind == "folder":
+        datasets.DatasetDict(train=datasets.Dataset.from_list(ids, features=features)).save_to_disk(str(folder / "saved"))
+        return {"dataset_name": str(folder / "saved")}
+    return {"train_file": str(path)}
+
+
+@pytest.mark.parametrize("kind", ["conll", "jsonl", "json", "csv", "parquet", "folder"])
+def test_every_format_gives_the_same_words_and_tags(kind, tmp_path):
+    found, labels = data.read_splits(arguments(**write_format(kind, tmp_path)))
+    where, dataset = found["train"]
+    assert labels == ["O", "B-MISC", "B-ORG", "B-PER", "I-PER"]
+    assert list(dataset["tokens"]) == [s["tokens"] for s in SENTENCES]
+    lengths = data._sentence_lengths(dataset, where)
+    assert data._label_ids(dataset, labels, lengths, where).tolist() == [2, 0, 1, 0, 3, 4]
+
+
+def test_columns_by_flag_and_by_task(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"w": ["a", "b"], "pos_tags": ["X", "Y"], "t": [0, 1]}\n')
+    found, labels = data.read_splits(arguments(train_file=str(tmp_path / "x.jsonl"), text_column_name="w", task_name="pos"))
+    assert labels == ["X", "Y"] and list(found["train"][1]["tags"]) == [["X", "Y"]]
+    flags = dict(train_file=str(tmp_path / "x.jsonl"), text_column_name="w", label_column_name="t")
+    assert data.read_splits(arguments(**flags))[1] == ["0", "1"]
+
+
+def test_an_edited_file_is_not_answered_from_the_cache(tmp_path):
+    path = tmp_path / "x.conll"
+    for word in ("one", "two"):
+        path.write_text(f"{word} O\n")
+        assert list(data.read_file(str(path), "ner")["tokens"]) == [[word]]
+
+
+# ---- the Hub, through hand-laid caches
+
+
+def test_a_model_is_found_in_the_hubs_cache_by_its_id(encoders):
+    import os
+    import shutil
+    from pathlib import Path
+
+    repository = Path(os.environ["HF_HOME"]) / "hub" / "models--bert-base-cased"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(encoders["wordpiece"], repository / "snapshots" / commit)
+    import model
+
+    assert data.load_tokenizer("bert-base-cased").is_fast
+    assert model.load_model("bert-base-cased", ["O", "B-X"]).config.id2label == {0: "O", 1: "B-X"}
+
+
+@pytest.mark.parametrize(("name", "cached"), [("conll2003", "lhoestq___conll2003"), ("wnut_17", "leondz___wnut_17")])
+def test_a_well_known_set_is_found_in_the_datasets_cache_by_its_short_name(name, cached, tmp_path):
+    from pathlib import Path
+
+    write_format("parquet", tmp_path)
+    built = datasets.load_dataset("parquet", data_files={"train": str(tmp_path / "x.parquet")}, cache_dir=str(tmp_path))
+    source = Path(built["train"].cache_files[0]["filename"]).parent
+    target = Path(datasets.config.HF_DATASETS_CACHE) / cached / "default" / "0.0.0" / ("0" * 40)
+    target.mkdir(parents=True)
+    for file in source.iterdir():
+        renamed = file.name.replace("parquet", cached.partition("___")[2])
+        (target / renamed).write_bytes(file.read_bytes())
+    info = json.loads((target / "dataset_info.json").read_text())
+    info |= {"dataset_name": cached.partition("___")[2], "builder_name": "parquet", "config_name": "default"}
+    (target / "dataset_info.json").write_text(json.dumps(info))
+    found, labels = data.read_splits(arguments(dataset_name=name))
+    assert labels == ["O", "B-MISC", "B-ORG", "B-PER", "I-PER"]
+    assert list(found["train"][1]["tokens"]) == [s["tokens"] for s in SENTENCES]
+
+
+def test_a_script_only_set_is_read_from_its_parquet_conversion(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, revision=None):
+        asked.append((name, config, revision))
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found set.py")
+        return {"train": None}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert data.read_named("someone/set", "en") == {"train": None}
+    assert asked == [("someone/set", "en", None), ("someone/set", "en", "refs/convert/parquet")]
+
+
+# ---- running text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("My name is Sylvain, hi!", ["My", "name", "is", "Sylvain", ",", "hi", "!"]),
+        ("U.S.-based\t@you_", ["U", ".", "S", ".", "-", "based", "@", "you", "_"]),
+        ("cafe\u0301 हिन्दी 東京 5€", ["cafe\u0301", "हिन्दी", "東", "京", "5", "€"]),
+        ("", []),
+        (" \n ", []),
+    ],
+)
+def test_text_becomes_words(text, words):
+    assert [text[start:end] for start, end in data.split_words(text)] == words
+
+
+def test_the_packaged_encoder_is_the_file_it_should_be(tmp_path):
+    assert AutoTokenizer.from_pretrained(data.packaged_encoder()).is_fast
+
+
+def test_ragged_arrow_columns():
+    column = data._list_array([np.array([1, 2]), np.array([], int), np.array([3])])
+    assert column.to_pylist() == [[1, 2], [], [3]] and column.type == pa.list_(pa.int32())

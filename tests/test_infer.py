@@ -1,0 +1,120 @@
+"""Tagging running text, against transformers' own pipeline."""
+
+import json
+
+import pytest
+from conftest import ROOT, run, train
+from transformers import AutoModelForTokenClassification, pipeline
+
+import infer
+
+README = "My name is Sylvain and I work at Hugging Face in Brooklyn."
+FIVE = [
+    README,
+    "Maria Santos lives in Berlin and works for Siemens.",
+    "Police in Paris arrested two people on Monday.",
+    "The German government met in London.",
+    "It rained all day.",
+]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> str:
+    """The README's first command, cut short: the real encoder on the embedded corpus."""
+    folder = str(tmp_path_factory.mktemp("trained") / "out")
+    train("--output_dir", folder, "--max_steps", 120, "--eval_steps", 120, "--precision", "fp32", OMP_NUM_THREADS=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tagger(trained) -> infer.Tagger:
+    return infer.Tagger(trained, precision="fp32")
+
+
+def test_the_saved_model_loads_with_its_labels(trained):
+    config = AutoModelForTokenClassification.from_pretrained(trained).config
+    assert config.id2label[0] == "O" and config.label2id["B-PER"] == [k for k, v in config.id2label.items() if v == "B-PER"][0]
+    assert set(config.id2label) == set(range(9))
+
+
+@pytest.mark.parametrize("text", FIVE)
+@pytest.mark.parametrize("strategy", ["simple", "first", "average", "max"])
+def test_entities_equal_the_pipelines(trained, tagger, text, strategy):
+    theirs = pipeline("token-classification", trained, aggregation_strategy=strategy)(text)
+    ours = tagger(text, aggregation_strategy=strategy)
+    assert [(e["entity_group"], e["start"], e["end"]) for e in ours] == [
+        (e["entity_group"], e["start"], e["end"]) for e in theirs
+    ]
+    assert [e["score"] for e in ours] == pytest.approx([float(e["score"]) for e in theirs], abs=1e-4)
+    for entity in ours:
+        assert list(entity) == ["entity_group", "score", "word", "start", "end"]
+        assert entity["word"] == text[entity["start"] : entity["end"]]
+
+
+def test_something_was_found_to_compare(tagger):
+    assert sum(map(len, tagger(FIVE))) >= 8
+
+
+def test_one_text_gives_a_list_and_several_a_list_of_lists(tagger):
+    alone = [tagger(text) for text in FIVE]
+    together = tagger(FIVE)
+    assert [[e["word"] for e in entities] for entities in together] == [[e["word"] for e in entities] for entities in alone]
+    assert tagger("") == [] and tagger(["", " "]) == [[], []]
+    with pytest.raises(ValueError, match="no text"):
+        tagger([])
+    with pytest.raises(ValueError, match="aggregation_strategy"):
+        tagger("x", aggregation_strategy="best")
+
+
+def test_long_documents_are_read_to_their_end(tagger):
+    text = "Nothing happened on the way to the old station. " * 120 + README
+    found = [e for e in tagger(text) if e["start"] >= len(text) - len(README)]
+    assert {"LOC"} <= {e["entity_group"] for e in found if e["word"] == "Brooklyn"}
+
+
+def test_command_line_text_and_json(trained):
+    as_text = run("infer.py", trained, README, "It rained.")
+    assert as_text.returncode == 0, as_text.stderr
+    assert "49-57" in as_text.stdout and "Brooklyn" in as_text.stdout and "It rained." in as_text.stdout
+    as_json = run("infer.py", trained, README, "Ünder \"quotes\"", "--format", "json", "--aggregation_strategy", "first")
+    lines = [json.loads(line) for line in as_json.stdout.splitlines()]
+    assert [line["text"] for line in lines] == [README, 'Ünder "quotes"']
+    assert {"entity_group", "score", "word", "start", "end"} == set(lines[0]["entities"][0])
+
+
+def test_a_missing_model_is_one_line(tmp_path):
+    done = run("infer.py", str(tmp_path / "none"), "text")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def tags(*pairs):
+    return [(tag, [score]) for tag, score in pairs]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["B-PER", "I-PER", "O", "I-PER"], [("PER", 0, 3), ("PER", 6, 7)]),
+        (["B-PER", "B-PER"], [("PER", 0, 1), ("PER", 2, 3)]),
+        (["B-PER", "I-LOC", "I-LOC"], [("PER", 0, 1), ("LOC", 2, 5)]),
+        (["B-PER", "I-PER", "E-PER", "S-PER"], [("PER", 0, 5), ("PER", 6, 7)]),
+        (["B-PER", "L-PER", "U-PER"], [("PER", 0, 3), ("PER", 4, 5)]),
+        (["NOUN", "NOUN", "VERB"], [("NOUN", 0, 3), ("VERB", 4, 5)]),
+        (["O", "O"], []),
+    ],
+)
+def test_words_join_into_entities(words, expected):
+    text = "a b c d"
+    spans = [(2 * i, 2 * i + 1) for i in range(len(words))]
+    found = infer.group_entities(text, spans, tags(*((tag, 0.5) for tag in words)))
+    assert [(e["entity_group"], e["start"], e["end"]) for e in found] == expected
+    assert all(e["score"] == 0.5 for e in found)
+
+
+def test_samples_are_what_their_script_writes(tmp_path):
+    import make_samples
+
+    make_samples.main(tmp_path)
+    for split in ("train", "validation", "test"):
+        assert (tmp_path / f"{split}.conll").read_bytes() == (ROOT / "samples" / f"{split}.conll").read_bytes()

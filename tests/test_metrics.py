@@ -1,0 +1,120 @@
+"""Decoding, the gather across ranks, scores."""
+
+import numpy as np
+import pytest
+import seqeval.metrics
+import sklearn.metrics
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import metrics
+
+NER = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+
+
+def test_decode_takes_the_argmax_at_labelled_positions_row_by_row():
+    logits = torch.tensor([[[9.0, 0, 0], [0, 1, 2], [5, 5, 6]], [[0, 3, 1], [9, 9, 9], [1, 0, 0]]])  # [2, 3, 3]
+    labels = torch.tensor([[-100, 2, 0], [1, -100, -100]])
+    predicted, losses = metrics.decode(logits, labels)
+    assert predicted.tolist() == [2, 2, 1]
+    expected = [-torch.log_softmax(logits[b, i], -1)[c].item() for b, i, c in ((0, 1, 2), (0, 2, 0), (1, 0, 1))]
+    assert losses.tolist() == pytest.approx(expected)
+
+
+def words(*rows) -> torch.Tensor:
+    """(position, predicted, loss) of each word -> [n, 3] int32, as evaluate() packs them."""
+    losses = torch.tensor([loss for *_, loss in rows], dtype=torch.float32).view(torch.int32)
+    return torch.stack([torch.tensor([r[0] for r in rows]).int(), torch.tensor([r[1] for r in rows]).int(), losses], 1)
+
+
+NONE = torch.empty(0, 3, dtype=torch.int32)
+HELD = {  # words by rank: sentences of 3 and 1 words here, of 5 there, none on one rank
+    2: [words((5, 1, 0.5), (6, 2, 0.25), (7, 0, 1e-30), (0, 4, 3.0)), words(*[(i, i % 3, i / 7) for i in range(1, 5)])],
+    3: [words((2, 1, 0.5)), NONE, words((0, 3, 1.5), (3, 0, 2.5), (1, 2, float("inf")))],
+}
+
+
+def gather_worker(rank: int, world_size: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    longest = max(map(len, HELD[world_size]))
+    gathered = metrics.gather(HELD[world_size][rank], longest)
+    torch.save(gathered, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_gather_of_ranks_that_hold_different_numbers(world_size, tmp_path):
+    mp.spawn(gather_worker, args=(world_size, str(tmp_path)), nprocs=world_size)
+    on_rank_0, *others = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+    assert torch.equal(on_rank_0, torch.cat(HELD[world_size]))
+    assert all(len(other) == 0 for other in others)
+
+
+def test_gathered_words_come_back_in_file_order():
+    predicted, losses = metrics.in_file_order(torch.cat(HELD[3]), 4)
+    assert predicted.tolist() == [3, 2, 1, 0]
+    assert losses.tolist() == [1.5, float("inf"), 0.5, 2.5]
+
+
+@pytest.mark.parametrize("rows", [[(0, 1, 0.0)], [(0, 1, 0.0), (0, 1, 0.0)], [(0, 0, 0.0), (1, 0, 0.0), (2, 0, 0.0)]])
+def test_a_word_lost_or_seen_twice_is_never_scored(rows):
+    with pytest.raises(AssertionError, match="not seen once"):
+        metrics.in_file_order(words(*rows), 2)
+
+
+def random_tags(labels, count=2000, agree=0.7, seed=0):
+    random = np.random.default_rng(seed)
+    gold = random.integers(0, len(labels), count)
+    predicted = np.where(random.random(count) < agree, gold, random.integers(0, len(labels), count))
+    lengths = []
+    while sum(lengths) < count:
+        lengths.append(min(int(random.integers(1, 30)), count - sum(lengths)))
+    return gold, predicted, np.array(lengths)
+
+
+def test_entities_are_scored_as_seqeval_scores_them():
+    gold, predicted, lengths = random_tags(NER)
+    scores = metrics.score(gold, predicted, lengths, NER)
+    ends = np.cumsum(lengths)[:-1]
+    as_tags = [[[NER[i] for i in part] for part in np.split(ids, ends)] for ids in (gold, predicted)]
+    assert scores["precision"] == seqeval.metrics.precision_score(*as_tags)
+    assert scores["recall"] == seqeval.metrics.recall_score(*as_tags)
+    assert scores["f1"] == seqeval.metrics.f1_score(*as_tags)
+    assert scores["accuracy"] == seqeval.metrics.accuracy_score(*as_tags)
+    report = seqeval.metrics.classification_report(*as_tags, output_dict=True)
+    for kind in ("PER", "LOC"):
+        assert scores["per_entity"][kind]["f1"] == report[kind]["f1-score"]
+        assert scores["per_entity"][kind]["support"] == report[kind]["support"]
+    assert scores["words"] == 2000
+
+
+def test_the_end_of_a_sentence_ends_an_entity():
+    gold = np.array([1, 2, 2, 0])  # B-PER I-PER | I-PER O
+    assert metrics.score(gold, gold, np.array([2, 2]), NER)["per_entity"]["PER"]["support"] == 2
+    assert metrics.score(gold, gold, np.array([4]), NER)["per_entity"]["PER"]["support"] == 1
+
+
+def test_plain_tags_are_scored_as_scikit_learn_scores_them_and_keep_their_letters():
+    labels = ["ADJ", "NOUN", "PROPN", "VERB", "X"]
+    gold, predicted, lengths = random_tags(labels[:4])
+    scores = metrics.score(gold, predicted, lengths, labels)
+    assert list(scores["per_entity"]) == ["ADJ", "NOUN", "PROPN", "VERB"]
+    expected = sklearn.metrics.precision_recall_fscore_support(gold, predicted)
+    for i, tag in enumerate(labels[:4]):
+        found = scores["per_entity"][tag]
+        assert [found[k] for k in ("precision", "recall", "f1", "support")] == pytest.approx([row[i] for row in expected])
+    assert scores["accuracy"] == sklearn.metrics.accuracy_score(gold, predicted)
+    assert scores["f1"] == pytest.approx(sklearn.metrics.f1_score(gold, predicted, average="macro"))
+
+
+def test_no_entity_anywhere_scores_zero_without_a_warning(recwarn):
+    scores = metrics.score(np.zeros(5, int), np.zeros(5, int), np.array([5]), NER)
+    assert scores["f1"] == 0 and scores["accuracy"] == 1 and scores["per_entity"] == {}
+    assert "all" in metrics.table(scores) and not recwarn
+
+
+def test_the_table_lines_up():
+    gold, predicted, lengths = random_tags(NER)
+    lines = metrics.table(metrics.score(gold, predicted, lengths, NER)).split("\n")
+    assert len({len(line) for line in lines}) == 1 and lines[1].startswith("LOC") and lines[-1].startswith("all")

@@ -1,0 +1,283 @@
+"""The real command, tiny: what it writes, what it repeats, and that ranks change nothing."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+from conftest import flat, run, train
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import data
+import model as network
+import train as script
+
+
+def results(folder) -> dict:
+    return json.loads((Path(folder) / "all_results.json").read_text())
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def furthest(a: dict, b: dict) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.fixture
+def flags(corpus, encoders):
+    return flat(corpus | {"--model_name_or_path": encoders["wordpiece"], "--per_device_train_batch_size": 8})
+
+
+# ---- pure pieces
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(100, 0), (100, 10), (7, 7), (1, 0), (33, 1)])
+def test_the_learning_rate_is_the_linear_schedule_of_transformers(total, warmup):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=5e-5)
+    reference = transformers.get_linear_schedule_with_warmup(optimizer, warmup, total)
+    for step in range(total):
+        assert script.learning_rate(step, total, warmup, 5e-5) == pytest.approx(reference.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        reference.step()
+
+
+def test_the_dropout_seed_differs_by_step_and_rank_and_repeats():
+    seeds = {(s, t, r): script.dropout_seed(s, t, r) for s in (1, 2) for t in range(50) for r in range(4)}
+    assert len(set(seeds.values())) == len(seeds)
+    assert seeds == {key: script.dropout_seed(*key) for key in seeds}
+
+
+def test_weight_decay_spares_biases_and_norms(encoders):
+    model = network.load_model(encoders["wordpiece"], ["O", "B-X"])
+    decayed, spared = network.parameter_groups(model, 0.01)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert all(names[id(p)].endswith("bias") or "LayerNorm" in names[id(p)] for p in spared["params"])
+    assert not any(names[id(p)].endswith("bias") or "LayerNorm" in names[id(p)] for p in decayed["params"])
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
+
+
+def test_label_maps_have_ints_as_keys_and_weights_are_fp32(encoders):
+    model = network.load_model(encoders["wordpiece"], ["O", "B-X", "I-X"])
+    assert model.config.id2label == {0: "O", 1: "B-X", 2: "I-X"} and model.config.label2id == {"O": 0, "B-X": 1, "I-X": 2}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    with pytest.raises(ValueError, match="label id 3"):
+        network.check_labels(model, 3)
+
+
+def test_a_head_is_kept_for_the_same_labels_only(encoders, tmp_path):
+    torch.manual_seed(0)
+    model = network.load_model(encoders["wordpiece"], ["O", "B-X"])
+    model.save_pretrained(tmp_path)
+    same = network.load_model(str(tmp_path), ["O", "B-X"])
+    assert torch.equal(same.classifier.weight, model.classifier.weight)
+    permuted = network.load_model(str(tmp_path), ["B-X", "O"])
+    assert not torch.equal(permuted.classifier.weight, model.classifier.weight)
+    assert torch.equal(permuted.base_model.embeddings.word_embeddings.weight, model.base_model.embeddings.word_embeddings.weight)
+    assert network.load_model(str(tmp_path), ["O", "B-X", "I-X"]).classifier.weight.shape[0] == 3
+
+
+def test_help_is_one_screen_with_every_flag():
+    done = run("train.py", "--help")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) <= 55
+    for name in script.Arguments.__dataclass_fields__:
+        assert f"--{name} " in done.stdout
+
+
+def test_a_file_of_flags_and_flags_that_win(tmp_path):
+    (tmp_path / "run.yaml").write_text("learning_rate: 1e-4\nseed: 7\ngroup_by_length: true\ntest_file: null\n")
+    args = script.parse_arguments([str(tmp_path / "run.yaml"), "--seed", "8"])
+    assert (args.learning_rate, args.seed, args.group_by_length, args.test_file) == (1e-4, 8, True, None)
+    (tmp_path / "run.json").write_text('{"learning_rate": 1e-4, "stride": 3}')
+    assert script.parse_arguments([str(tmp_path / "run.json")]).stride == 3
+
+
+# ---- a whole run
+
+
+def test_a_run_leaves_what_it_should(flags, tmp_path):
+    out = tmp_path / "out"
+    done = train(*flags, "--output_dir", out, "--num_train_epochs", 2, "--logging_steps", 4)
+    assert "61 sentences" in done.stdout and "8 x 1 accumulated x 1 ranks = 8 sentences a step | 16 steps" in done.stdout
+    assert "step 4/16 | loss" in done.stdout and "tokens/s" in done.stdout  # no terminal: plain lines
+    found = results(out)
+    for name in "epoch train_loss train_runtime train_samples_per_second train_tokens_per_second".split():
+        assert math.isfinite(found[name])
+    for name in "loss precision recall f1 accuracy words runtime per_entity".split():
+        assert f"eval_{name}" in found and f"test_{name}" in found
+    assert found["epoch"] == 2 and found["eval_words"] > 100
+    model = transformers.AutoModelForTokenClassification.from_pretrained(out)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    assert model.config.num_labels == len(model.config.id2label) and tokenizer.is_fast
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".") or path.name.endswith(".new")]
+    events = EventAccumulator(str(out / "runs"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second"} <= tags
+    assert {f"eval/{name}" for name in ("loss", "precision", "recall", "f1", "accuracy", "words", "runtime")} <= tags
+    assert len(events.Scalars("train/loss")) == 4 and len(events.Scalars("eval/f1")) == 2
+
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    again = train(*flags, "--output_dir", out, "--num_train_epochs", 2, "--logging_steps", 9)
+    assert "finished" in again.stdout and str(found["eval_f1"]) in again.stdout and "step" not in again.stdout
+    other = run("train.py", *flags, "--output_dir", out, "--num_train_epochs", 2, "--seed", 43)
+    assert other.returncode == 2 and "--seed is 42, not 43" in other.stderr and other.stderr.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    train(*flags, "--output_dir", out, "--max_steps", 3, "--overwrite_output_dir")
+    assert results(out)["epoch"] == 3 / 8 and len(list((out / "runs").iterdir())) == 1
+
+
+def test_the_same_command_gives_the_same_weights_and_so_does_its_config(flags, tmp_path):
+    train(*flags, "--output_dir", tmp_path / "a", "--max_steps", 10)
+    train(*flags, "--output_dir", tmp_path / "b", "--max_steps", 10)
+    train(tmp_path / "a" / "train_config.yaml", "--output_dir", tmp_path / "c")
+    assert furthest(weights(tmp_path / "a"), weights(tmp_path / "b")) == 0
+    assert furthest(weights(tmp_path / "a"), weights(tmp_path / "c")) == 0
+    assert results(tmp_path / "a")["test_loss"] == results(tmp_path / "c")["test_loss"]
+    saved = yaml.safe_load((tmp_path / "a" / "train_config.yaml").read_text())
+    assert saved["max_steps"] == 10 and saved["learning_rate"] == 5e-5
+
+
+def test_edited_data_is_another_run(corpus, encoders, tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text(Path(corpus["--train_file"]).read_text())
+    command = ["--train_file", path, "--model_name_or_path", encoders["wordpiece"], "--max_steps", 1]
+    train(*command, "--output_dir", tmp_path / "out")
+    path.write_text(path.read_text() + "\nOslo B-LOC\n")
+    done = run("train.py", *command, "--output_dir", tmp_path / "out")
+    assert done.returncode == 2 and "other train data" in done.stderr
+
+
+def test_someone_elses_model_is_never_overwritten(flags, encoders, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    done = run("train.py", *flags, "--output_dir", tmp_path)
+    assert done.returncode == 2 and "config.json: not from a run of train.py" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_what_is_saved_is_the_best_model_not_the_last(flags, tmp_path):
+    # A learning rate far too high: the first evaluation is better than the later ones.
+    done = train(*flags, "--output_dir", tmp_path / "out", "--learning_rate", 0.5, "--eval_steps", 1, "--max_steps", 6,
+                 "--metric_for_best_model", "loss", "--early_stopping_patience", 3, "--warmup_ratio", 0.5)  # fmt: skip
+    losses = [float(line.split("eval loss ")[1].split()[0]) for line in done.stdout.splitlines() if "eval loss" in line]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    assert best < len(losses) - 1 and f"of step {best + 1}," in done.stdout
+    assert results(tmp_path / "out")["eval_loss"] == pytest.approx(losses[best], abs=1e-4)
+    assert "stopped: no better loss" in done.stdout and len(losses) == best + 4
+
+
+def test_without_validation_the_last_model_is_kept(corpus, encoders, tmp_path):
+    out = tmp_path / "out"
+    train("--train_file", corpus["--train_file"], "--model_name_or_path", encoders["wordpiece"], "--max_steps", 2, "--output_dir", out)
+    assert (out / "model.safetensors").exists() and "eval_f1" not in results(out)
+
+
+def test_parts_of_speech_are_scored_as_plain_tags(encoders, tmp_path):
+    out = tmp_path / "out"
+    train("--task_name", "pos", "--max_steps", 2, "--model_name_or_path", encoders["wordpiece"], "--output_dir", out)
+    found = results(out)
+    assert {"NN", "NNP", "VBD"} <= set(found["test_per_entity"])
+    assert found["eval_words"] == sum(entity["support"] for entity in found["eval_per_entity"].values())
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_other_tokenizers_and_architectures_train(corpus, encoders, kind, tmp_path):
+    train(*flat(corpus), "--model_name_or_path", encoders[kind], "--max_steps", 2, "--output_dir", tmp_path / "out")
+    assert results(tmp_path / "out")["eval_words"] == results_words(corpus["--validation_file"])
+
+
+def results_words(path) -> int:
+    return sum(bool(line.strip()) for line in Path(path).read_text().splitlines())
+
+
+@pytest.mark.parametrize("size", [8, 16, 64])
+def test_evaluated_words_are_the_files_words_whatever_the_window(flags, corpus, size, tmp_path):
+    train(*flags, "--max_steps", 1, "--max_seq_length", size, "--output_dir", tmp_path / "out")
+    assert results(tmp_path / "out")["eval_words"] == results_words(corpus["--validation_file"])
+    assert results(tmp_path / "out")["test_words"] == results_words(corpus["--test_file"])
+
+
+@pytest.mark.parametrize("flag", ["--label_all_tokens", "--group_by_length", "--gradient_checkpointing"])
+def test_switches_train_and_change_what_they_should(corpus, still, flag, tmp_path):
+    command = [*flat(corpus), "--model_name_or_path", still, "--max_steps", 4, "--precision", "fp32"]
+    train(*command, "--output_dir", tmp_path / "plain")
+    train(*command, flag, "--output_dir", tmp_path / "with")
+    difference = furthest(weights(tmp_path / "plain"), weights(tmp_path / "with"))
+    assert difference < 1e-6 if flag == "--gradient_checkpointing" else difference > 1e-5
+    assert results(tmp_path / "plain")["eval_words"] == results(tmp_path / "with")["eval_words"]
+
+
+# ---- ranks and accumulation change nothing
+
+
+def test_every_layout_of_a_global_batch_trains_alike(corpus, still, tmp_path):
+    command = [*flat(corpus), "--model_name_or_path", still, "--precision", "fp32", "--num_train_epochs", 1]
+    layouts = {"1x8": (8, 1, 1), "1x4 twice": (4, 2, 1), "2x4": (4, 1, 2), "2x2 twice": (2, 2, 2)}
+    for name, (batch, accumulation, ranks) in layouts.items():
+        train(
+            *command, "--output_dir", tmp_path / name, "--per_device_train_batch_size", batch,
+            "--gradient_accumulation_steps", accumulation, ranks=ranks,
+        )  # fmt: skip
+    # 61 sentences: the last global batch holds 5, so some shares are short or empty
+    reference, expected = weights(tmp_path / "1x8"), results(tmp_path / "1x8")
+    for name in layouts:
+        found = results(tmp_path / name)
+        assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-6), name
+        assert furthest(weights(tmp_path / name), reference) < 2e-6, name
+        assert found["eval_words"] == expected["eval_words"] and found["test_words"] == expected["test_words"]
+        assert found["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
+
+
+def test_evaluation_is_the_same_on_any_number_of_ranks(encoders, corpus, tmp_path):
+    # The same weights (no step changes them: the learning rate is 0), scored by 1, 2 and 3 ranks.
+    command = [*flat(corpus), "--model_name_or_path", encoders["wordpiece"], "--learning_rate", 0, "--max_steps", 1]
+    command += ["--per_device_eval_batch_size", 4]
+    scores = []
+    for ranks in (1, 2, 3):
+        train(*command, "--output_dir", tmp_path / str(ranks), ranks=ranks)
+        scores.append({k: v for k, v in results(tmp_path / str(ranks)).items() if k[:5] in ("eval_", "test_")})
+        scores[-1] = {k: v for k, v in scores[-1].items() if not k.endswith("runtime")}
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_more_ranks_than_sentences(encoders, tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / split).write_text("Oslo B-LOC\nis O\n")
+    files = ["--train_file", tmp_path / "train", "--validation_file", tmp_path / "validation"]
+    train(*files, "--model_name_or_path", encoders["wordpiece"], "--max_steps", 2, "--output_dir", tmp_path / "out", ranks=3)
+    assert results(tmp_path / "out")["eval_words"] == 2
+
+
+def test_a_second_run_of_two_ranks_prints_the_results_and_ends_well(flags, tmp_path):
+    for _ in range(2):
+        done = train(*flags, "--max_steps", 1, "--output_dir", tmp_path / "out", ranks=2)
+    assert "finished" in done.stdout
+
+
+def test_half_precision_trains_close_to_full(corpus, still, tmp_path):
+    command = [*flat(corpus), "--model_name_or_path", still, "--max_steps", 8]
+    for precision in ("fp32", "bf16"):
+        train(*command, "--precision", precision, "--output_dir", tmp_path / precision)
+    losses = [results(tmp_path / precision)["train_loss"] for precision in ("fp32", "bf16")]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_the_first_loss_is_that_of_transformers_own_head(corpus, still, tmp_path):
+    flags = ["--model_name_or_path", still, "--per_device_train_batch_size", 61, "--max_steps", 1, "--precision", "fp32"]
+    train(*flat(corpus), *flags, "--output_dir", tmp_path / "out")
+    args = script.parse_arguments([*flat(corpus), "--model_name_or_path", still])
+    tokenizer = data.load_tokenizer(still)
+    splits, labels = data.load_splits(args, tokenizer, 128)
+    torch.manual_seed(42)
+    model = network.load_model(still, labels).eval()
+    rows = splits["train"].rows
+    batch = data.collate([rows[i] for i in range(len(rows))], tokenizer.pad_token_id)
+    assert results(tmp_path / "out")["train_loss"] == pytest.approx(model(**batch).loss.item(), rel=1e-5)
