@@ -9,12 +9,14 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import json
 import math
 import os
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Literal
@@ -272,6 +274,7 @@ def main() -> None:
 
     # Model, optimizer, DDP
     raw_model.train()
+    warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # its successor is not there on torch 2.11
     model = raw_model if world_size == 1 else DistributedDataParallel(raw_model, broadcast_buffers=False)
     optimizer = torch.optim.AdamW(network.parameter_groups(raw_model, args.weight_decay), lr=0.0, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -403,6 +406,10 @@ def main() -> None:
     log(f"the best model, of step {best_step or step}, is in {args.output_dir}")
     writer.close()
     if world_size > 1:
+        # DDP's reducer first, cycles and all: were it the last to hold the group, Gloo's destructor would wait for a
+        # thread that waits for the interpreter (pytorch/pytorch#56297; without this, a run in four hung or crashed).
+        del model
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -1,6 +1,9 @@
 """What the tests share: caches of their own, three tokenizers and small encoders made here, real commands."""
 
+import contextlib
+import io
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,24 +37,39 @@ def sample_words(split: str = "train", limit: int = 400) -> list[list[str]]:
     return [row["tokens"] for row, _ in zip(rows, range(limit))]
 
 
-def run(*command, ranks: int = 1, timeout: int = 240, **env) -> subprocess.CompletedProcess:
-    """A real command in a process of its own: run("train.py", "--seed", 1, ranks=2)."""
-    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--master-port=0"] if ranks > 1 else []
-    return subprocess.run(
+def run(*command, ranks: int = 1, timeout: int = 100, **env) -> subprocess.CompletedProcess:
+    """A real command in a process of its own: run("train.py", "--seed", 1, ranks=2). A hang is a failure."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    process = subprocess.Popen(
         [sys.executable, *launch, *map(str, command)],
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
         env=os.environ | {key: str(value) for key, value in env.items()},
+        start_new_session=True,
     )
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # torchrun's ranks outlive it when it is killed
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-def train(*flags, ranks: int = 1, **env) -> subprocess.CompletedProcess:
-    """train.py, which has to succeed."""
-    done = run("train.py", *flags, ranks=ranks, **env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
+def train(*flags, ranks: int = 1, **env) -> str:
+    """What train.py prints; it has to succeed. Several ranks are real processes, one runs here (imports take seconds)."""
+    if ranks > 1 or env:
+        done = run("train.py", *flags, ranks=ranks, **env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+    import train as script
+
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr("sys.argv", ["train.py", *map(str, flags)])
+        script.main()
+    return printed.getvalue()
 
 
 def word_piece() -> PreTrainedTokenizerFast:

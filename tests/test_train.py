@@ -104,9 +104,9 @@ def test_a_file_of_flags_and_flags_that_win(tmp_path):
 
 def test_a_run_leaves_what_it_should(flags, tmp_path):
     out = tmp_path / "out"
-    done = train(*flags, "--output_dir", out, "--num_train_epochs", 2, "--logging_steps", 4)
-    assert "61 sentences" in done.stdout and "8 x 1 accumulated x 1 ranks = 8 sentences a step | 16 steps" in done.stdout
-    assert "step 4/16 | loss" in done.stdout and "tokens/s" in done.stdout  # no terminal: plain lines
+    printed = train(*flags, "--output_dir", out, "--num_train_epochs", 2, "--logging_steps", 4)
+    assert "61 sentences" in printed and "8 x 1 accumulated x 1 ranks = 8 sentences a step | 16 steps" in printed
+    assert "step 4/16 | loss" in printed and "tokens/s" in printed  # no terminal: plain lines
     found = results(out)
     for name in "epoch train_loss train_runtime train_samples_per_second train_tokens_per_second".split():
         assert math.isfinite(found[name])
@@ -126,7 +126,7 @@ def test_a_run_leaves_what_it_should(flags, tmp_path):
 
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     again = train(*flags, "--output_dir", out, "--num_train_epochs", 2, "--logging_steps", 9)
-    assert "finished" in again.stdout and str(found["eval_f1"]) in again.stdout and "step" not in again.stdout
+    assert "finished" in again and str(found["eval_f1"]) in again and "step" not in again
     other = run("train.py", *flags, "--output_dir", out, "--num_train_epochs", 2, "--seed", 43)
     assert other.returncode == 2 and "--seed is 42, not 43" in other.stderr and other.stderr.count("\n") == 1
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -165,13 +165,13 @@ def test_someone_elses_model_is_never_overwritten(flags, encoders, tmp_path):
 
 def test_what_is_saved_is_the_best_model_not_the_last(flags, tmp_path):
     # A learning rate far too high: the first evaluation is better than the later ones.
-    done = train(*flags, "--output_dir", tmp_path / "out", "--learning_rate", 0.5, "--eval_steps", 1, "--max_steps", 6,
+    printed = train(*flags, "--output_dir", tmp_path / "out", "--learning_rate", 0.5, "--eval_steps", 1, "--max_steps", 6,
                  "--metric_for_best_model", "loss", "--early_stopping_patience", 3, "--warmup_ratio", 0.5)  # fmt: skip
-    losses = [float(line.split("eval loss ")[1].split()[0]) for line in done.stdout.splitlines() if "eval loss" in line]
+    losses = [float(line.split("eval loss ")[1].split()[0]) for line in printed.splitlines() if "eval loss" in line]
     best = min(range(len(losses)), key=losses.__getitem__)
-    assert best < len(losses) - 1 and f"of step {best + 1}," in done.stdout
+    assert best < len(losses) - 1 and f"of step {best + 1}," in printed
     assert results(tmp_path / "out")["eval_loss"] == pytest.approx(losses[best], abs=1e-4)
-    assert "stopped: no better loss" in done.stdout and len(losses) == best + 4
+    assert "stopped: no better loss" in printed and len(losses) == best + 4
 
 
 def test_without_validation_the_last_model_is_kept(corpus, encoders, tmp_path):
@@ -258,8 +258,8 @@ def test_more_ranks_than_sentences(encoders, tmp_path):
 
 def test_a_second_run_of_two_ranks_prints_the_results_and_ends_well(flags, tmp_path):
     for _ in range(2):
-        done = train(*flags, "--max_steps", 1, "--output_dir", tmp_path / "out", ranks=2)
-    assert "finished" in done.stdout
+        printed = train(*flags, "--max_steps", 1, "--output_dir", tmp_path / "out", ranks=2)
+    assert "finished" in printed
 
 
 def test_half_precision_trains_close_to_full(corpus, still, tmp_path):
