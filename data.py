@@ -191,7 +191,9 @@ def words_and_tags(dataset: Dataset, where: str, text_column: str | None, label_
             dataset = dataset.map(split, new_fingerprint=fingerprint + column, desc=f"splitting {original}")
             kind = dataset.features[column]
         item = getattr(kind, "feature", None)
-        if not re.match(f"(large_)?({wanted})", "ClassLabel" if isinstance(item, ClassLabel) else getattr(item, "dtype", "")):
+        if not re.match(
+            f"(large_)?({wanted})", "ClassLabel" if isinstance(item, ClassLabel) else getattr(item, "dtype", "")
+        ):
             raise ValueError(f"{where}: column {original!r} holds {kind}, where every row should be a list")
     dataset._fingerprint = fingerprint
     return dataset

@@ -1,11 +1,11 @@
 """Tag text with a trained model: entities with their character offsets and scores.
 
-    python infer.py outputs "My name is Sylvain and I work at Hugging Face in Brooklyn."
-    python infer.py outputs "First text." "Second text." --format json
+python infer.py outputs "My name is Sylvain and I work at Hugging Face in Brooklyn."
+python infer.py outputs "First text." "Second text." --format json
 
-    from infer import Tagger
-    tagger = Tagger("outputs")
-    tagger("Maria lives in Oslo.")   # [{"entity_group": "PER", "score": 0.99, "word": "Maria", "start": 0, "end": 5}, ...]
+from infer import Tagger
+tagger = Tagger("outputs")
+tagger("Maria lives in Oslo.")   # [{"entity_group": "PER", "score": 0.99, "word": "Maria", "start": 0, "end": 5}, ...]
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Tagger:
         words = [[text[start:end] for start, end in span] for text, span in zip(batch, spans)]
         found = []
         for text, span, probabilities in zip(batch, spans, self.probabilities(words)):
-            tags = [self.word_tag(p, aggregation_strategy) for p in probabilities]
+            tags = [word_tag(p, self.labels, aggregation_strategy) for p in probabilities]
             found.append(group_entities(text, span, tags))
         return found[0] if isinstance(texts, str) else found
 
@@ -71,23 +71,24 @@ class Tagger:
                     found[sentence][word] = probability[: len(word_ids)][word_ids == word]
         return found
 
-    def word_tag(self, probability: np.ndarray, strategy: str) -> tuple[str, list[float]]:
-        """A word's subwords [n, C] -> its tag, and the scores it brings into its entity's mean.
 
-        first: the first subword's. max: that of the surest subword. average: argmax of the mean. simple: the tag of
-        the first, and the score of every subword for that type; the pipeline would let subwords break the word.
-        """
-        if strategy == "simple":
-            tag = self.labels[probability[0].argmax()]
-            same_type = [split_tag(label)[1] == split_tag(tag)[1] for label in self.labels]
-            return tag, probability[:, same_type].max(-1).tolist()
-        if strategy == "first":
-            chosen = probability[0]
-        elif strategy == "max":
-            chosen = probability[probability.max(-1).argmax()]
-        else:
-            chosen = probability.mean(0)
-        return self.labels[chosen.argmax()], [float(chosen.max())]
+def word_tag(probability: np.ndarray, labels: list[str], strategy: str) -> tuple[str, list[float]]:
+    """A word's subwords [n, C] -> its tag, and the scores it brings into its entity's mean.
+
+    first: the first subword's. max: that of the surest subword. average: argmax of the mean. simple: the tag of the
+    first, and every subword's score for that type (the pipeline lets later subwords, never trained, break the word).
+    """
+    if strategy == "simple":
+        tag = labels[probability[0].argmax()]
+        same_type = [split_tag(label)[1] == split_tag(tag)[1] for label in labels]
+        return tag, probability[:, same_type].max(-1).tolist()
+    if strategy == "first":
+        chosen = probability[0]
+    elif strategy == "max":
+        chosen = probability[probability.max(-1).argmax()]
+    else:
+        chosen = probability.mean(0)
+    return labels[chosen.argmax()], [float(chosen.max())]
 
 
 def split_tag(tag: str) -> tuple[str, str]:
@@ -123,7 +124,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder that train.py wrote, or Hub id of a token-classification model")
     parser.add_argument("text", nargs="+")
-    parser.add_argument("--aggregation_strategy", choices=STRATEGIES, default="simple", help="how subwords vote (simple)")
+    parser.add_argument(
+        "--aggregation_strategy", choices=STRATEGIES, default="simple", help="how subwords vote (simple)"
+    )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line (text)")
     args = parser.parse_args()
     data.quiet(progress=False)
@@ -135,7 +138,8 @@ def main() -> None:
             continue
         print(text)
         for entity in entities:
-            print(f"  {entity['start']:>6}-{entity['end']:<6} {entity['entity_group']:8} {entity['score']:.4f}  {entity['word']}")
+            span = f"{entity['start']}-{entity['end']}"
+            print(f"  {span:>13}  {entity['entity_group']:8} {entity['score']:.4f}  {entity['word']}")
 
 
 if __name__ == "__main__":

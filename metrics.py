@@ -1,6 +1,6 @@
 """From logits to scores: one tag a word, every word of the file exactly once, seqeval.
 
-    logits [B, L, C] of each batch -> decode -> gather (all ranks, one collective) -> score -> table
+logits [B, L, C] of each batch -> decode -> gather (all ranks, one collective) -> score -> table
 """
 
 import warnings
@@ -74,7 +74,9 @@ def score(gold: np.ndarray, predicted: np.ndarray, lengths: np.ndarray, labels: 
         types = {name: report[name] for name in sorted(report) if not name.endswith(" avg")}
     else:
         types = _tag_scores(gold, predicted, labels)
-        overall = {key: float(np.mean([row[key] for row in types.values()])) for key in ("precision", "recall", "f1-score")}
+        overall = {
+            key: float(np.mean([row[key] for row in types.values()])) for key in ("precision", "recall", "f1-score")
+        }
     named = {"precision": "precision", "recall": "recall", "f1-score": "f1", "support": "support"}
     scores |= {named[key]: float(overall[key]) for key in ("precision", "recall", "f1-score")}
     scores["per_entity"] = {
@@ -86,7 +88,9 @@ def score(gold: np.ndarray, predicted: np.ndarray, lengths: np.ndarray, labels: 
 
 def _tag_scores(gold: np.ndarray, predicted: np.ndarray, labels: list[str]) -> dict[str, dict]:
     """Precision, recall and F1 of every tag that occurs; 0 where nothing was predicted or nothing is there."""
-    hits, found, support = (np.bincount(ids, minlength=len(labels)) for ids in (gold[gold == predicted], predicted, gold))
+    hits, found, support = (
+        np.bincount(ids, minlength=len(labels)) for ids in (gold[gold == predicted], predicted, gold)
+    )
     precision, recall = hits / np.maximum(found, 1), hits / np.maximum(support, 1)
     f1 = 2 * hits / np.maximum(found + support, 1)
     return {
@@ -97,9 +101,14 @@ def _tag_scores(gold: np.ndarray, predicted: np.ndarray, labels: list[str]) -> d
 
 def table(scores: dict) -> str:
     """The per-entity scores as lines for a terminal."""
-    rows = [*scores["per_entity"].items(), ("all", scores | {"support": sum(r["support"] for r in scores["per_entity"].values())})]
+    rows = [
+        *scores["per_entity"].items(),
+        ("all", scores | {"support": sum(r["support"] for r in scores["per_entity"].values())}),
+    ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{'':{width}}  precision  recall      f1  support"]
     for name, row in rows:
-        lines.append(f"{name:{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  {row['support']:7,}")
+        lines.append(
+            f"{name:{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  {row['support']:7,}"
+        )
     return "\n".join(lines)

@@ -1,15 +1,18 @@
 """The network: a pretrained encoder under transformers' own token-classification head, and what a step needs of it.
 
-    raw_model = load_model("bert-base-cased", ["O", "B-PER", "I-PER"])
-    optimizer = torch.optim.AdamW(parameter_groups(raw_model, 0.01), lr=5e-5)
-    logits = raw_model(input_ids, attention_mask).logits   # [B, L] -> [B, L, C]
+raw_model = load_model("bert-base-cased", ["O", "B-PER", "I-PER"])
+optimizer = torch.optim.AdamW(parameter_groups(raw_model, 0.01), lr=5e-5)
+logits = raw_model(input_ids, attention_mask).logits   # [B, L] -> [B, L, C]
 """
 
+import json
 import os
+import shutil
 import tempfile
 
 import torch
 import torch.distributed as dist
+import yaml
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
@@ -95,3 +98,59 @@ def load_best(model: PreTrainedModel, folder: str, rank: int, world_size: int) -
     if world_size > 1:
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.data, src=0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The output folder: the same command again is safe
+
+RUN_FILES = ["train_config.yaml", "all_results.json", "config.json", "model.safetensors", "runs"]
+NO_MATTER = ["output_dir", "overwrite_output_dir", "logging_steps"]  # settings that change no result
+
+
+def open_run(folder: str, settings: dict, fingerprints: dict[str, str]) -> dict | None:
+    """Returns this very run's results if the folder holds them. ValueError if it holds another run or a model."""
+    os.makedirs(folder, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()  # OSError where nothing can be written
+    config, results, *_ = paths = [os.path.join(folder, name) for name in RUN_FILES]
+    there = [path for path in paths if os.path.exists(path)]
+    if settings["overwrite_output_dir"] or not there:
+        return None
+    advice = "choose another --output_dir, or --overwrite_output_dir"
+    if config not in there:
+        raise ValueError(f"{there[0]}: not from a run of train.py; {advice}")
+    with open(config, encoding="utf-8") as file:
+        before = yaml.safe_load(file)
+    for name, value in settings.items():
+        if name not in NO_MATTER and before.get(name) != value:
+            raise ValueError(f"{folder}: holds another run: its --{name} is {before.get(name)}, not {value}; {advice}")
+    if results not in there:
+        return None
+    with open(results, encoding="utf-8") as file:
+        finished = json.load(file)
+    for split, fingerprint in fingerprints.items():
+        if finished["fingerprints"].get(split) != fingerprint:
+            raise ValueError(f"{folder}: holds a run on other {split} data; {advice}")
+    return finished
+
+
+def begin_run(folder: str, settings: dict) -> None:
+    """Clears what an older run left, and nothing else; train_config.yaml then says whose folder it is."""
+    for name in RUN_FILES:
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        elif os.path.exists(path):
+            os.remove(path)
+    _write_whole(os.path.join(folder, RUN_FILES[0]), yaml.safe_dump(settings, sort_keys=False))
+
+
+def finish_run(folder: str, results: dict) -> None:
+    """all_results.json comes last: a folder that has it holds a finished run."""
+    _write_whole(os.path.join(folder, RUN_FILES[1]), json.dumps(results, indent=2) + "\n")
+
+
+def _write_whole(path: str, text: str) -> None:
+    """Never leaves half a file behind."""
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(path + ".new", path)

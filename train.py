@@ -1,11 +1,12 @@
 """Fine-tune a pretrained encoder for token classification (NER, part of speech, chunking) in plain PyTorch.
 
-    python train.py                                                 # the embedded corpus and MiniLM, on a CPU
-    python train.py --train_file train.conll --validation_file dev.conll --model_name_or_path bert-base-cased
-    torchrun --nproc-per-node=8 train.py --dataset_name conll2003 --model_name_or_path bert-base-cased
-    python train.py run.yaml --learning_rate 3e-5                   # a file of flags; those behind it win
+python train.py                                                 # the embedded corpus and MiniLM, on a CPU
+python train.py --train_file train.conll --validation_file dev.conll --model_name_or_path bert-base-cased
+torchrun --nproc-per-node=8 train.py --dataset_name conll2003 --model_name_or_path bert-base-cased
+python train.py run.yaml --learning_rate 3e-5                   # a file of flags; those behind it win
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -13,7 +14,6 @@ import gc
 import json
 import math
 import os
-import shutil
 import sys
 import time
 import warnings
@@ -87,8 +87,13 @@ class Arguments:
     early_stopping_patience: int = flag(0, "evaluations without a better score (0: off)")
 
 
-GROUPS = dict(dataset_name="data", model_name_or_path="model", num_train_epochs="optimisation", precision="speed")
-GROUPS["output_dir"] = "output"
+GROUPS = {  # of --help, each by its first flag
+    "dataset_name": "data",
+    "model_name_or_path": "model",
+    "num_train_epochs": "optimisation",
+    "precision": "speed",
+    "output_dir": "output",
+}
 
 
 class Parser(transformers.HfArgumentParser):
@@ -117,60 +122,17 @@ def parse_arguments(argv: list[str]) -> Arguments:
             raise ValueError(f"{argv[0]}: not a mapping of flags to values")
         argv = [f"--{name}={value}" for name, value in settings.items() if value is not None] + argv[1:]
     (args,) = Parser(Arguments, allow_abbrev=False).parse_args_into_dataclasses(argv, look_for_args_file=False)
-    positive = ["per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"]
-    for name in [*positive, "logging_steps", "num_train_epochs"]:
+    positive = "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps"
+    for name in [*positive.split(), "num_train_epochs"]:
         if not getattr(args, name) > 0:
             raise ValueError(f"--{name} {getattr(args, name)}: has to be above 0")
-    for name in ["learning_rate", "weight_decay", "max_grad_norm", "eval_steps", "early_stopping_patience", "stride", "seed"]:
+    not_negative = "learning_rate weight_decay max_grad_norm stride seed eval_steps early_stopping_patience"
+    for name in not_negative.split():
         if not getattr(args, name) >= 0:
             raise ValueError(f"--{name} {getattr(args, name)}: has to be 0 or more")
     if not 0 <= args.warmup_ratio <= 1:
         raise ValueError(f"--warmup_ratio {args.warmup_ratio}: has to be between 0 and 1")
     return args
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The output folder. The same command again is safe.
-
-WRITTEN = ["train_config.yaml", "all_results.json", "config.json", "model.safetensors", "runs"]
-NO_MATTER = ["output_dir", "overwrite_output_dir", "logging_steps"]  # settings that change no result
-
-
-def open_output_dir(args: Arguments, fingerprints: dict[str, str]) -> dict | None:
-    """Returns the results of this very run if it is there and finished. ValueError if another run or model is."""
-    os.makedirs(args.output_dir, exist_ok=True)
-    with open(os.path.join(args.output_dir, ".writable"), "w"):
-        pass
-    os.remove(os.path.join(args.output_dir, ".writable"))
-    config, results, *_ = paths = [os.path.join(args.output_dir, name) for name in WRITTEN]
-    there = [path for path in paths if os.path.exists(path)]
-    if args.overwrite_output_dir or not there:
-        return None
-    if config not in there:
-        raise ValueError(f"{there[0]}: not from a run of train.py; choose another --output_dir or --overwrite_output_dir")
-    with open(config, encoding="utf-8") as file:
-        before = yaml.safe_load(file)
-    for name, value in dataclasses.asdict(args).items():
-        if name not in NO_MATTER and before.get(name) != value:
-            raise ValueError(
-                f"{args.output_dir}: holds another run: its --{name} is {before.get(name)}, not {value}; "
-                "choose another --output_dir or --overwrite_output_dir"
-            )
-    if results not in there:
-        return None
-    with open(results, encoding="utf-8") as file:
-        finished = json.load(file)
-    for split, fingerprint in fingerprints.items():
-        if finished["fingerprints"].get(split) != fingerprint:
-            raise ValueError(f"{args.output_dir}: holds a run on other {split} data; --overwrite_output_dir replaces it")
-    return finished
-
-
-def write_whole(path: str, text: str) -> None:
-    """Never leaves half a file behind."""
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(path + ".new", path)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -189,8 +151,16 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
+def leave_process_group() -> None:
+    """At the very end, after main has let go of DDP: were its reducer the last to hold the group, Gloo's destructor
+    would wait for a thread that waits for the interpreter (pytorch/pytorch#56297; one run in four hung or crashed).
+    """
+    gc.collect()
+    dist.destroy_process_group()
+
+
 @torch.no_grad()
-def evaluate(raw_model, labels, batch_size: int, collate, autocast, rank: int, world_size: int, split: data.Split) -> dict:
+def evaluate(raw_model, labels: list[str], batch_size: int, collate, autocast, rank, world_size, split: data.Split):
     """Scores of a whole split, the same on all ranks. Batches go round the ranks; no collective until the end."""
     start = time.perf_counter()
     device = raw_model.device
@@ -206,8 +176,8 @@ def evaluate(raw_model, labels, batch_size: int, collate, autocast, rank: int, w
         position = torch.from_numpy(split.rows.words(rows)).int()
         words.append(torch.stack([position, predicted.int().cpu(), losses.cpu().view(torch.int32)], dim=1))
     raw_model.train()
-    longest = max(sum(int(split.rows.num_labels[rows].sum()) for rows in batches[r::world_size]) for r in range(world_size))
-    gathered = metrics.gather(torch.cat(words).to(device), longest)
+    held = [sum(split.rows.num_labels[rows].sum() for rows in batches[r::world_size]) for r in range(world_size)]
+    gathered = metrics.gather(torch.cat(words).to(device), longest=int(max(held)))
     scores = [None]
     if rank == 0:
         predicted, losses = metrics.in_file_order(gathered, len(split.tags))
@@ -223,7 +193,9 @@ def evaluate(raw_model, labels, batch_size: int, collate, autocast, rank: int, w
 
 def main() -> None:
     # Device and ranks: torchrun says who we are; without it we are alone.
-    rank, local_rank, world_size = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))
+    rank = int(os.environ.get("RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     log = tqdm.write if rank == 0 else lambda *_: None
     terminal = sys.stderr.isatty()
@@ -251,8 +223,10 @@ def main() -> None:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(leave_process_group)
         fingerprints = {name: split.fingerprint for name, split in splits.items()}
-        finished = [open_output_dir(args, fingerprints) if rank == 0 else None]
+        settings = dataclasses.asdict(args)
+        finished = [network.open_run(args.output_dir, settings, fingerprints) if rank == 0 else None]
         if world_size > 1:
             dist.broadcast_object_list(finished, src=0)
     if finished[0]:
@@ -286,13 +260,7 @@ def main() -> None:
 
     # From here on the output folder is ours
     if rank == 0:
-        for name in WRITTEN:
-            path = os.path.join(args.output_dir, name)
-            if os.path.isdir(path):
-                shutil.rmtree(path)
-            elif os.path.exists(path):
-                os.remove(path)
-        write_whole(os.path.join(args.output_dir, "train_config.yaml"), yaml.safe_dump(dataclasses.asdict(args), sort_keys=False))
+        network.begin_run(args.output_dir, settings)
         writer = SummaryWriter(os.path.join(args.output_dir, "runs"))
     else:
         writer = SimpleNamespace(add_scalar=lambda *_: None, close=lambda: None)
@@ -307,7 +275,8 @@ def main() -> None:
 
     while step < total_steps:
         epoch, position = divmod(step, steps_per_epoch)
-        batches = data.global_batches(train.rows.lengths, global_batch_size, args.seed, epoch, args.group_by_length)[position:]
+        batches = data.global_batches(train.rows.lengths, global_batch_size, args.seed, epoch, args.group_by_length)
+        batches = batches[position:]
         mine = data.micro_batches(batches, args.gradient_accumulation_steps, rank, world_size)
         loader = iter(DataLoader(train.rows, batch_sampler=mine, collate_fn=collate, pin_memory=device.type == "cuda"))
         for global_batch in batches:
@@ -324,7 +293,8 @@ def main() -> None:
                     with autocast:
                         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
                     # Sum over this batch / labels of the whole global batch: the layout of ranks changes nothing.
-                    loss = F.cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten(), reduction="sum") / num_labels
+                    loss = F.cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+                    loss = loss / num_labels
                     scaler.scale(loss * world_size).backward()  # DDP takes the mean over ranks; we want the sum
                 total_loss += loss.detach()
             scaler.unscale_(optimizer)
@@ -348,15 +318,17 @@ def main() -> None:
                 if world_size > 1:
                     dist.all_reduce(global_loss)
                 mean_loss = (global_loss.item() - logged_loss) / (step - logged_step)
+                lr = optimizer.param_groups[0]["lr"]
+                rate = (tokens - logged_tokens) / (seconds - logged_seconds)
                 scalars = {
-                    "train/loss": mean_loss,
-                    "train/learning_rate": optimizer.param_groups[0]["lr"],
-                    "train/grad_norm": grad_norm.item(),
-                    "train/tokens_per_second": (tokens - logged_tokens) / (seconds - logged_seconds),
+                    "loss": mean_loss,
+                    "learning_rate": lr,
+                    "grad_norm": grad_norm.item(),
+                    "tokens_per_second": rate,
                 }
                 for name, value in scalars.items():
-                    writer.add_scalar(name, value, step)
-                line = f"loss {mean_loss:.4f} | lr {scalars['train/learning_rate']:.2e} | {scalars['train/tokens_per_second']:,.0f} tokens/s"
+                    writer.add_scalar(f"train/{name}", value, step)
+                line = f"loss {mean_loss:.4f} | lr {lr:.2e} | {rate:,.0f} tokens/s"
                 bar.set_postfix_str(line)
                 if not terminal:
                     log(f"step {step}/{total_steps} | {line}")
@@ -368,8 +340,9 @@ def main() -> None:
                     if name != "per_entity":
                         writer.add_scalar(f"eval/{name}", value, step)
                 this_score = -scores["loss"] if metric == "loss" else scores[metric]
-                log(f"step {step}/{total_steps} | eval loss {scores['loss']:.4f} | f1 {scores['f1']:.4f} | accuracy {scores['accuracy']:.4f}")
-                if this_score > best_score:
+                shown = " | ".join(f"{name} {scores[name]:.4f}" for name in ("loss", "f1", "accuracy"))
+                log(f"step {step}/{total_steps} | eval {shown}")
+                if this_score > best_score or not best:
                     best_score, best_step, best = this_score, step, scores
                     if rank == 0:
                         network.save_model(raw_model, tokenizer, args.output_dir)
@@ -381,36 +354,32 @@ def main() -> None:
                 break
     bar.close()
 
-    # Results, of the best model: the last evaluation is the one of the weights that were saved.
+    # Results, of the best model: its evaluation is the one of the weights that were saved
+    if not validation and rank == 0:
+        network.save_model(raw_model, tokenizer, args.output_dir)
+    scored = {"eval": best} if validation else {}
+    if test:
+        network.load_best(raw_model, args.output_dir, rank, world_size)
+        scored["test"] = evaluated(test)
     results = {
         "epoch": step / steps_per_epoch,
         "train_loss": logged_loss / step,
         "train_runtime": seconds,
         "train_samples_per_second": sentences / seconds,
         "train_tokens_per_second": tokens / seconds,
-    } | {f"eval_{name}": value for name, value in best.items()}
-    if not validation and rank == 0:
-        network.save_model(raw_model, tokenizer, args.output_dir)
-    if test:
-        network.load_best(raw_model, args.output_dir, rank, world_size)
-        results |= {f"test_{name}": value for name, value in evaluated(test).items()}
+        **{f"{split}_{name}": value for split, scores in scored.items() for name, value in scores.items()},
+        "world_size": world_size,
+        "precision": precision,
+        "fingerprints": fingerprints,
+    }
     if rank == 0:
-        results |= {"world_size": world_size, "precision": precision, "fingerprints": fingerprints}
-        write_whole(os.path.join(args.output_dir, "all_results.json"), json.dumps(results, indent=2) + "\n")
-    for name, split in (("eval", validation), ("test", test)):
-        if split:
-            scores = {key.removeprefix(f"{name}_"): value for key, value in results.items() if key.startswith(f"{name}_")}
-            log(f"\n{name}: {scores['words']:,} words, loss {scores['loss']:.4f}, accuracy {scores['accuracy']:.4f}")
-            log(metrics.table(scores))
+        network.finish_run(args.output_dir, results)
+    for split, scores in scored.items():
+        log(f"\n{split}: {scores['words']:,} words, loss {scores['loss']:.4f}, accuracy {scores['accuracy']:.4f}")
+        log(metrics.table(scores))
     log(f"\n{json.dumps({key: value for key, value in results.items() if isinstance(value, (int, float))})}")
     log(f"the best model, of step {best_step or step}, is in {args.output_dir}")
     writer.close()
-    if world_size > 1:
-        # DDP's reducer first, cycles and all: were it the last to hold the group, Gloo's destructor would wait for a
-        # thread that waits for the interpreter (pytorch/pytorch#56297; without this, a run in four hung or crashed).
-        del model
-        gc.collect()
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -24,8 +24,13 @@ import pytest  # noqa: E402
 import tokenizers  # noqa: E402
 import torch  # noqa: E402
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
-from transformers import BertConfig, PreTrainedTokenizerFast, RobertaConfig  # noqa: E402
-from transformers import BertForTokenClassification, RobertaForTokenClassification  # noqa: E402
+from transformers import (  # noqa: E402
+    BertConfig,
+    BertForTokenClassification,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForTokenClassification,
+)
 
 import data  # noqa: E402
 
@@ -58,7 +63,7 @@ def run(*command, ranks: int = 1, timeout: int = 100, **env) -> subprocess.Compl
 
 
 def train(*flags, ranks: int = 1, **env) -> str:
-    """What train.py prints; it has to succeed. Several ranks are real processes, one runs here (imports take seconds)."""
+    """What train.py prints; it has to succeed. Several ranks are real processes; one runs here, without new imports."""
     if ranks > 1 or env:
         done = run("train.py", *flags, ranks=ranks, **env)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -77,7 +82,9 @@ def word_piece() -> PreTrainedTokenizerFast:
     raw.normalizer = normalizers.BertNormalizer(lowercase=False)
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    raw.train_from_iterator(map(" ".join, sample_words()), trainers.WordPieceTrainer(vocab_size=900, special_tokens=special))
+    raw.train_from_iterator(
+        map(" ".join, sample_words()), trainers.WordPieceTrainer(vocab_size=900, special_tokens=special)
+    )
     raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special))
     return PreTrainedTokenizerFast(tokenizer_object=raw, model_max_length=128, **names)
@@ -108,7 +115,7 @@ def unigram() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, **names)
 
 
-SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
 @pytest.fixture(scope="session")
@@ -136,7 +143,9 @@ def still(encoders, tmp_path_factory) -> str:
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     folder = str(tmp_path_factory.mktemp("still"))
-    config = AutoConfig.from_pretrained(encoders["wordpiece"], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = AutoConfig.from_pretrained(
+        encoders["wordpiece"], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
     AutoModel.from_pretrained(encoders["wordpiece"], config=config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(encoders["wordpiece"]).save_pretrained(folder)
     return folder

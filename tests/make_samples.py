@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - patterns stand on one line each
 """Writes samples/: python tests/make_samples.py. The sentences are patterns written by hand, filled by a fixed seed.
 
 A pattern is one sentence as CoNLL-2003 cuts it: words between blanks, [a|b c] for a choice, {LOC} for a name or
@@ -481,7 +482,15 @@ def guess(word: str) -> str:
         return TAG[low]
     if re.fullmatch(r"[\d.,:-]+", word):
         return "CD"
-    for ending, tag in (("ly", "RB"), ("ing", "VBG"), ("ed", "VBD"), ("ous", "JJ"), ("ful", "JJ"), ("al", "JJ"), ("s", "NNS")):
+    for ending, tag in (
+        ("ly", "RB"),
+        ("ing", "VBG"),
+        ("ed", "VBD"),
+        ("ous", "JJ"),
+        ("ful", "JJ"),
+        ("al", "JJ"),
+        ("s", "NNS"),
+    ):
         if low.endswith(ending) and len(low) > 4 and not low.endswith("ss"):
             return tag
     return "NN"
@@ -519,7 +528,12 @@ def chunks(words: list[str], tags: list[str], entities: list[str]) -> list[str]:
         following = tags[i + 1] if i + 1 < len(tags) else "."
         if entities[i] != "O" or tag in INSIDE:
             kind = "NP"
-            if tag in ("JJ", "JJR") and entities[i] == "O" and following not in INSIDE and tags[i - 1] not in ("DT", "PRP$", "JJ"):
+            if (
+                tag in ("JJ", "JJR")
+                and entities[i] == "O"
+                and following not in INSIDE
+                and tags[i - 1] not in ("DT", "PRP$", "JJ")
+            ):
                 kind = "ADJP"
         elif tag in VERB:
             kind = "VP"
@@ -534,7 +548,12 @@ def chunks(words: list[str], tags: list[str], entities: list[str]) -> list[str]:
     for i, kind in enumerate(kinds):
         fresh = i == 0 or kinds[i - 1] != kind or kind in ("PP", "SBAR")
         if kind == "NP" and not fresh:  # a possessive, a pronoun or a determiner begins a phrase of its own
-            fresh = tags[i] in ("POS", "DT", "PRP$", "PRP", "EX", "WP", "WDT") or tags[i - 1] in ("PRP", "EX", "WP", "WDT")
+            fresh = tags[i] in ("POS", "DT", "PRP$", "PRP", "EX", "WP", "WDT") or tags[i - 1] in (
+                "PRP",
+                "EX",
+                "WP",
+                "WDT",
+            )
             fresh = fresh and entities[i][:2] != "I-"
         result.append("O" if kind == "O" else f"{'B' if fresh else 'I'}-{kind}")
     return result

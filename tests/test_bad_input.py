@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - one broken file a line
 """What a user can get wrong ends as one line on stderr and exit code 2, before any training; nothing is overwritten."""
 
 import json
@@ -159,4 +160,10 @@ def test_an_id_that_no_label_has(fails, tmp_path):
     ids = pa.array([[0], [-1]], pa.list_(pa.int64()))
     table = pa.table({"tokens": [["a"], ["b"]], "ner_tags": ids})
     datasets.Dataset(table.cast(features.arrow_schema)).save_to_disk(str(tmp_path / "set"))
-    fails("(train): row 2: tag -1 is none of the 2 labels", "--dataset_name", tmp_path / "set", "--output_dir", tmp_path / "out")
+    fails(
+        "(train): row 2: tag -1 is none of the 2 labels",
+        "--dataset_name",
+        tmp_path / "set",
+        "--output_dir",
+        tmp_path / "out",
+    )

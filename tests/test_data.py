@@ -178,7 +178,10 @@ def test_roberta_positions_start_behind_the_padding_index(encoders):
 
 
 def test_collate_pads_to_the_longest_of_the_batch():
-    rows = [(np.array([2, 7, 3]), np.array([-100, 1, -100])), (np.array([2, 8, 9, 6, 3]), np.array([-100, 0, -100, 2, -100]))]
+    rows = [
+        (np.array([2, 7, 3]), np.array([-100, 1, -100])),
+        (np.array([2, 8, 9, 6, 3]), np.array([-100, 0, -100, 2, -100])),
+    ]
     batch = data.collate(rows, pad_token_id=99)
     assert batch["input_ids"].tolist() == [[2, 7, 3, 99, 99], [2, 8, 9, 6, 3]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
@@ -279,7 +282,7 @@ def test_words_may_hold_blanks_of_other_kinds(tmp_path):
 
 def arguments(**given):
     names = "dataset_name dataset_config_name text_column_name label_column_name train_file validation_file test_file"
-    return types.SimpleNamespace(**(dict.fromkeys(names.split()) | dict(task_name="ner") | given))
+    return types.SimpleNamespace(**(dict.fromkeys(names.split()) | {"task_name": "ner"} | given))
 
 
 SENTENCES = [
@@ -302,11 +305,15 @@ def write_format(kind: str, folder) -> dict:
     elif kind == "json":
         path.write_text(json.dumps(SENTENCES))
     elif kind == "csv":
-        path.write_text("tokens,tags\n" + "".join(f"{' '.join(s['tokens'])},{' '.join(s['tags'])}\n" for s in SENTENCES))
+        path.write_text(
+            "tokens,tags\n" + "".join(f"{' '.join(s['tokens'])},{' '.join(s['tags'])}\n" for s in SENTENCES)
+        )
     elif kind == "parquet":
         datasets.Dataset.from_list(ids, features=features).to_parquet(path)
     elif kind == "folder":
-        datasets.DatasetDict(train=datasets.Dataset.from_list(ids, features=features)).save_to_disk(str(folder / "saved"))
+        datasets.DatasetDict(train=datasets.Dataset.from_list(ids, features=features)).save_to_disk(
+            str(folder / "saved")
+        )
         return {"dataset_name": str(folder / "saved")}
     return {"train_file": str(path)}
 
@@ -323,10 +330,12 @@ def test_every_format_gives_the_same_words_and_tags(kind, tmp_path):
 
 def test_columns_by_flag_and_by_task(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"w": ["a", "b"], "pos_tags": ["X", "Y"], "t": [0, 1]}\n')
-    found, labels = data.read_splits(arguments(train_file=str(tmp_path / "x.jsonl"), text_column_name="w", task_name="pos"))
+    found, labels = data.read_splits(
+        arguments(train_file=str(tmp_path / "x.jsonl"), text_column_name="w", task_name="pos")
+    )
     assert labels == ["X", "Y"] and list(found["train"][1]["tags"]) == [["X", "Y"]]
-    flags = dict(train_file=str(tmp_path / "x.jsonl"), text_column_name="w", label_column_name="t")
-    assert data.read_splits(arguments(**flags))[1] == ["0", "1"]
+    by_id = arguments(train_file=str(tmp_path / "x.jsonl"), text_column_name="w", label_column_name="t")
+    assert data.read_splits(by_id)[1] == ["0", "1"]
 
 
 def test_an_edited_file_is_not_answered_from_the_cache(tmp_path):

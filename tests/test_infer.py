@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from conftest import ROOT, run, train
 from transformers import AutoModelForTokenClassification, pipeline
@@ -10,7 +11,7 @@ import infer
 
 README = "My name is Sylvain and I work at Hugging Face in Brooklyn."
 FIVE = [
-    README,
+    "Peter Miller joined Nokia in Helsinki last year.",
     "Maria Santos lives in Berlin and works for Siemens.",
     "Police in Paris arrested two people on Monday.",
     "The German government met in London.",
@@ -33,7 +34,10 @@ def tagger(trained) -> infer.Tagger:
 
 def test_the_saved_model_loads_with_its_labels(trained):
     config = AutoModelForTokenClassification.from_pretrained(trained).config
-    assert config.id2label[0] == "O" and config.label2id["B-PER"] == [k for k, v in config.id2label.items() if v == "B-PER"][0]
+    assert (
+        config.id2label[0] == "O"
+        and config.label2id["B-PER"] == [k for k, v in config.id2label.items() if v == "B-PER"][0]
+    )
     assert set(config.id2label) == set(range(9))
 
 
@@ -51,6 +55,19 @@ def test_entities_equal_the_pipelines(trained, tagger, text, strategy):
         assert entity["word"] == text[entity["start"] : entity["end"]]
 
 
+def test_a_word_is_never_split_where_the_pipeline_splits_it():
+    labels = ["O", "B-PER", "I-PER"]
+    subwords = np.array([[0.1, 0.9, 0.0], [0.2, 0.7, 0.1], [0.6, 0.1, 0.3]])  # B-PER, B-PER again, O
+    assert infer.word_tag(subwords, labels, "simple") == ("B-PER", [0.9, 0.7, 0.3])
+    assert infer.word_tag(subwords, labels, "first") == ("B-PER", [0.9])
+    assert infer.word_tag(subwords, labels, "max") == ("B-PER", [0.9])
+    assert infer.word_tag(subwords, labels, "average") == ("B-PER", [pytest.approx(1.7 / 3)])
+    entities = infer.group_entities("Sylvain", [(0, 7)], [infer.word_tag(subwords, labels, "simple")])
+    assert entities == [
+        {"entity_group": "PER", "score": pytest.approx(1.9 / 3), "word": "Sylvain", "start": 0, "end": 7}
+    ]
+
+
 def test_something_was_found_to_compare(tagger):
     assert sum(map(len, tagger(FIVE))) >= 8
 
@@ -58,7 +75,9 @@ def test_something_was_found_to_compare(tagger):
 def test_one_text_gives_a_list_and_several_a_list_of_lists(tagger):
     alone = [tagger(text) for text in FIVE]
     together = tagger(FIVE)
-    assert [[e["word"] for e in entities] for entities in together] == [[e["word"] for e in entities] for entities in alone]
+    assert [[e["word"] for e in entities] for entities in together] == [
+        [e["word"] for e in entities] for entities in alone
+    ]
     assert tagger("") == [] and tagger(["", " "]) == [[], []]
     with pytest.raises(ValueError, match="no text"):
         tagger([])
@@ -76,7 +95,7 @@ def test_command_line_text_and_json(trained):
     as_text = run("infer.py", trained, README, "It rained.")
     assert as_text.returncode == 0, as_text.stderr
     assert "49-57" in as_text.stdout and "Brooklyn" in as_text.stdout and "It rained." in as_text.stdout
-    as_json = run("infer.py", trained, README, "Ünder \"quotes\"", "--format", "json", "--aggregation_strategy", "first")
+    as_json = run("infer.py", trained, README, 'Ünder "quotes"', "--format", "json", "--aggregation_strategy", "first")
     lines = [json.loads(line) for line in as_json.stdout.splitlines()]
     assert [line["text"] for line in lines] == [README, 'Ünder "quotes"']
     assert {"entity_group", "score", "word", "start", "end"} == set(lines[0]["entities"][0])

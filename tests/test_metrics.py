@@ -103,7 +103,9 @@ def test_plain_tags_are_scored_as_scikit_learn_scores_them_and_keep_their_letter
     expected = sklearn.metrics.precision_recall_fscore_support(gold, predicted)
     for i, tag in enumerate(labels[:4]):
         found = scores["per_entity"][tag]
-        assert [found[k] for k in ("precision", "recall", "f1", "support")] == pytest.approx([row[i] for row in expected])
+        assert [found[k] for k in ("precision", "recall", "f1", "support")] == pytest.approx(
+            [row[i] for row in expected]
+        )
     assert scores["accuracy"] == sklearn.metrics.accuracy_score(gold, predicted)
     assert scores["f1"] == pytest.approx(sklearn.metrics.f1_score(gold, predicted, average="macro"))
 

@@ -66,7 +66,11 @@ def test_weight_decay_spares_biases_and_norms(encoders):
 
 def test_label_maps_have_ints_as_keys_and_weights_are_fp32(encoders):
     model = network.load_model(encoders["wordpiece"], ["O", "B-X", "I-X"])
-    assert model.config.id2label == {0: "O", 1: "B-X", 2: "I-X"} and model.config.label2id == {"O": 0, "B-X": 1, "I-X": 2}
+    assert model.config.id2label == {0: "O", 1: "B-X", 2: "I-X"} and model.config.label2id == {
+        "O": 0,
+        "B-X": 1,
+        "I-X": 2,
+    }
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     with pytest.raises(ValueError, match="label id 3"):
         network.check_labels(model, 3)
@@ -80,7 +84,9 @@ def test_a_head_is_kept_for_the_same_labels_only(encoders, tmp_path):
     assert torch.equal(same.classifier.weight, model.classifier.weight)
     permuted = network.load_model(str(tmp_path), ["B-X", "O"])
     assert not torch.equal(permuted.classifier.weight, model.classifier.weight)
-    assert torch.equal(permuted.base_model.embeddings.word_embeddings.weight, model.base_model.embeddings.word_embeddings.weight)
+    assert torch.equal(
+        permuted.base_model.embeddings.word_embeddings.weight, model.base_model.embeddings.word_embeddings.weight
+    )
     assert network.load_model(str(tmp_path), ["O", "B-X", "I-X"]).classifier.weight.shape[0] == 3
 
 
@@ -165,8 +171,18 @@ def test_someone_elses_model_is_never_overwritten(flags, encoders, tmp_path):
 
 def test_what_is_saved_is_the_best_model_not_the_last(flags, tmp_path):
     # A learning rate far too high: the first evaluation is better than the later ones.
-    printed = train(*flags, "--output_dir", tmp_path / "out", "--learning_rate", 0.5, "--eval_steps", 1, "--max_steps", 6,
-                 "--metric_for_best_model", "loss", "--early_stopping_patience", 3, "--warmup_ratio", 0.5)  # fmt: skip
+    command = [
+        *flags,
+        "--output_dir",
+        tmp_path / "out",
+        "--learning_rate",
+        0.5,
+        "--warmup_ratio",
+        0.5,
+        "--max_steps",
+        6,
+    ]
+    printed = train(*command, "--eval_steps", 1, "--metric_for_best_model", "loss", "--early_stopping_patience", 3)
     losses = [float(line.split("eval loss ")[1].split()[0]) for line in printed.splitlines() if "eval loss" in line]
     best = min(range(len(losses)), key=losses.__getitem__)
     assert best < len(losses) - 1 and f"of step {best + 1}," in printed
@@ -176,7 +192,16 @@ def test_what_is_saved_is_the_best_model_not_the_last(flags, tmp_path):
 
 def test_without_validation_the_last_model_is_kept(corpus, encoders, tmp_path):
     out = tmp_path / "out"
-    train("--train_file", corpus["--train_file"], "--model_name_or_path", encoders["wordpiece"], "--max_steps", 2, "--output_dir", out)
+    train(
+        "--train_file",
+        corpus["--train_file"],
+        "--model_name_or_path",
+        encoders["wordpiece"],
+        "--max_steps",
+        2,
+        "--output_dir",
+        out,
+    )
     assert (out / "model.safetensors").exists() and "eval_f1" not in results(out)
 
 
@@ -252,7 +277,16 @@ def test_more_ranks_than_sentences(encoders, tmp_path):
     for split in ("train", "validation"):
         (tmp_path / split).write_text("Oslo B-LOC\nis O\n")
     files = ["--train_file", tmp_path / "train", "--validation_file", tmp_path / "validation"]
-    train(*files, "--model_name_or_path", encoders["wordpiece"], "--max_steps", 2, "--output_dir", tmp_path / "out", ranks=3)
+    train(
+        *files,
+        "--model_name_or_path",
+        encoders["wordpiece"],
+        "--max_steps",
+        2,
+        "--output_dir",
+        tmp_path / "out",
+        ranks=3,
+    )
     assert results(tmp_path / "out")["eval_words"] == 2
 
 
@@ -271,7 +305,16 @@ def test_half_precision_trains_close_to_full(corpus, still, tmp_path):
 
 
 def test_the_first_loss_is_that_of_transformers_own_head(corpus, still, tmp_path):
-    flags = ["--model_name_or_path", still, "--per_device_train_batch_size", 61, "--max_steps", 1, "--precision", "fp32"]
+    flags = [
+        "--model_name_or_path",
+        still,
+        "--per_device_train_batch_size",
+        61,
+        "--max_steps",
+        1,
+        "--precision",
+        "fp32",
+    ]
     train(*flat(corpus), *flags, "--output_dir", tmp_path / "out")
     args = script.parse_arguments([*flat(corpus), "--model_name_or_path", still])
     tokenizer = data.load_tokenizer(still)
