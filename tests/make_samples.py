@@ -596,7 +596,7 @@ def sentence(pattern: str, split: str, pick: random.Random) -> list[tuple[str, s
         text, kind = fill(slot[1], split, pick)
         inside = False
         for part in text.split():
-            name = kind != "O" and part != "the"
+            name = kind != "O" and (part != "the" or inside)  # the Rhine, but Save the Children
             words.append(part)
             entities.append("O" if not name else f"{'I' if inside else 'B'}-{kind}")
             inside |= name
