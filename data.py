@@ -149,7 +149,10 @@ def read_named(name: str, config: str | None) -> dict[str, Dataset]:
             raise ValueError(f"{name}: not a folder written by datasets' save_to_disk") from None
         if isinstance(found, Dataset):
             found = {"train": found}
-        return {split: dataset.flatten_indices() if dataset._indices else dataset for split, dataset in found.items()}
+        for split, dataset in found.items():
+            if dataset._indices:  # saved after a selection or a shuffle
+                found[split] = dataset.flatten_indices(**_cached(f"{dataset._fingerprint}-flat"))
+        return found
     name, revision = ALIASES.get(name, (name, None))
     try:
         try:
@@ -188,7 +191,7 @@ def words_and_tags(dataset: Dataset, where: str, text_column: str | None, label_
         kind = dataset.features[column]
         if re.fullmatch("(large_)?string", getattr(kind, "dtype", "")):  # one cell of a CSV: words between blanks
             split = functools.partial(_split_cell, column=column)
-            dataset = dataset.map(split, new_fingerprint=fingerprint + column, desc=f"splitting {original}")
+            dataset = dataset.map(split, **_cached(fingerprint + column), desc=f"splitting {original}")
             kind = dataset.features[column]
         item = getattr(kind, "feature", None)
         if not re.match(
@@ -197,6 +200,13 @@ def words_and_tags(dataset: Dataset, where: str, text_column: str | None, label_
             raise ValueError(f"{where}: column {original!r} holds {kind}, where every row should be a list")
     dataset._fingerprint = fingerprint
     return dataset
+
+
+def _cached(fingerprint: str) -> dict:
+    """Where a derived table is kept: in datasets' cache, never beside the user's own save_to_disk folder."""
+    folder = os.path.join(datasets.config.HF_DATASETS_CACHE, "nanotagger")
+    os.makedirs(folder, exist_ok=True)
+    return {"new_fingerprint": fingerprint, "cache_file_name": os.path.join(folder, f"{fingerprint}.arrow")}
 
 
 def _split_cell(row: dict, column: str) -> dict:
@@ -428,7 +438,7 @@ def tokenize(
                 input_ids.append(window)
                 labels.append(align(word_ids, tags[offsets[i] : offsets[i + 1]], continuation))
         num_labels = [np.count_nonzero(row != -100) for row in labels]
-        columns = {name: _list_array(rows) for name, rows in (("input_ids", input_ids), ("labels", labels))}
+        columns = {"input_ids": _list_array(input_ids), "labels": _list_array(labels)}
         return pa.table({**columns, "num_labels": pa.array(num_labels, pa.int32())})
 
     key = (dataset._fingerprint, tokenizer.backend_tokenizer.to_str(), tags, size, stride, continuation, _source())
@@ -437,7 +447,7 @@ def tokenize(
         batched=True,
         with_indices=True,
         remove_columns=dataset.column_names,
-        new_fingerprint=Hasher.hash(key),
+        **_cached(Hasher.hash(key)),
         desc="tokenizing",
     )
 

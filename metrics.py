@@ -99,6 +99,12 @@ def _tag_scores(gold: np.ndarray, predicted: np.ndarray, labels: list[str]) -> d
     }
 
 
+def scalars(scores: dict) -> dict[str, float]:
+    """Every number of score() under a name of its own, an entity's as f1/PER: what TensorBoard draws."""
+    overall = {name: value for name, value in scores.items() if name != "per_entity"}
+    return overall | {f"{name}/{kind}": row[name] for kind, row in scores["per_entity"].items() for name in row}
+
+
 def table(scores: dict) -> str:
     """The per-entity scores as lines for a terminal."""
     rows = [

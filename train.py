@@ -336,9 +336,8 @@ def main() -> None:
 
             if evaluating and validation:
                 scores = evaluated(validation)
-                for name, value in scores.items():
-                    if name != "per_entity":
-                        writer.add_scalar(f"eval/{name}", value, step)
+                for name, value in metrics.scalars(scores).items():
+                    writer.add_scalar(f"eval/{name}", value, step)
                 this_score = -scores["loss"] if metric == "loss" else scores[metric]
                 shown = " | ".join(f"{name} {scores[name]:.4f}" for name in ("loss", "f1", "accuracy"))
                 log(f"step {step}/{total_steps} | eval {shown}")
@@ -361,6 +360,8 @@ def main() -> None:
     if test:
         network.load_best(raw_model, args.output_dir, rank, world_size)
         scored["test"] = evaluated(test)
+        for name, value in metrics.scalars(scored["test"]).items():
+            writer.add_scalar(f"test/{name}", value, step)
     results = {
         "epoch": step / steps_per_epoch,
         "train_loss": logged_loss / step,

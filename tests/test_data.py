@@ -328,6 +328,18 @@ def test_every_format_gives_the_same_words_and_tags(kind, tmp_path):
     assert data._label_ids(dataset, labels, lengths, where).tolist() == [2, 0, 1, 0, 3, 4]
 
 
+def test_a_saved_folder_is_read_as_it_was_shuffled_and_stays_as_it_is(encoders, tmp_path):
+    sentences = [{"tokens": [str(i)], "tags": ["O"]} for i in range(9)]
+    shuffled = datasets.Dataset.from_list(sentences).shuffle(seed=3)
+    datasets.DatasetDict(train=shuffled).save_to_disk(str(tmp_path / "saved"))
+    before = {path: path.read_bytes() for path in (tmp_path / "saved").rglob("*") if path.is_file()}
+    flags = arguments(dataset_name=str(tmp_path / "saved"), label_all_tokens=False, stride=4)
+    splits, _ = data.load_splits(flags, data.load_tokenizer(encoders["wordpiece"]), 16)
+    assert len(splits["train"].tags) == 9
+    assert list(data.read_splits(flags)[0]["train"][1]["tokens"]) == list(shuffled["tokens"])
+    assert before == {path: path.read_bytes() for path in (tmp_path / "saved").rglob("*") if path.is_file()}
+
+
 def test_columns_by_flag_and_by_task(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"w": ["a", "b"], "pos_tags": ["X", "Y"], "t": [0, 1]}\n')
     found, labels = data.read_splits(

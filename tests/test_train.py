@@ -127,7 +127,10 @@ def test_a_run_leaves_what_it_should(flags, tmp_path):
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert {"train/loss", "train/learning_rate", "train/grad_norm", "train/tokens_per_second"} <= tags
-    assert {f"eval/{name}" for name in ("loss", "precision", "recall", "f1", "accuracy", "words", "runtime")} <= tags
+    assert {
+        f"eval/{name}" for name in ("loss", "precision", "recall", "f1", "accuracy", "words", "runtime", "f1/PER")
+    } <= tags
+    assert {"test/f1", "test/recall/LOC"} <= tags
     assert len(events.Scalars("train/loss")) == 4 and len(events.Scalars("eval/f1")) == 2
 
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
