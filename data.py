@@ -250,13 +250,19 @@ def label_list(splits: dict[str, Dataset]) -> list[str]:
         for split, kind in kinds.items():
             if kind != first:
                 raise ValueError(f"the label names of {split} differ from those of {next(iter(kinds))}")
-        return first.names
+        return first.names + _missing_beginnings(first.names)
     tags = set()
     for dataset in splits.values():
         tags.update(map(str, pc.unique(pc.list_flatten(dataset.with_format("arrow")[:]["tags"])).to_pylist()))
     if all(tag.isdigit() for tag in tags):  # ids without names
         return sorted(tags, key=int)
-    return sorted(tags, key=lambda tag: (tag != "O", tag.partition("-")[::-1][0] or tag, tag))
+    tags.update(_missing_beginnings(tags))
+    return sorted(tags, key=lambda tag: (tag != "O", tag.partition("-")[2] or tag, tag))
+
+
+def _missing_beginnings(tags) -> list[str]:
+    """B-X for every I-X without one: IOB1 may lack it, and is turned into IOB2."""
+    return [f"B-{tag[2:]}" for tag in tags if tag.startswith("I-") and f"B-{tag[2:]}" not in tags]
 
 
 def _label_ids(dataset: Dataset, labels: list[str], lengths: np.ndarray, where: str) -> np.ndarray:
@@ -270,6 +276,58 @@ def _label_ids(dataset: Dataset, labels: list[str], lengths: np.ndarray, where: 
         row = np.searchsorted(np.cumsum(lengths), position, side="right")
         raise ValueError(f"{_line(where, row)}: tag {tags[position]} is none of the {len(labels)} labels")
     return ids.astype(np.int64)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Tag schemes
+
+
+def _neighbours(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> tuple[np.ndarray, ...]:
+    """tags [W] of sentences [S] -> of each word the prefix, the one before it, and whether both have the same type."""
+    marks = [(label[0], label[2:]) if label[1:2] == "-" else ("O", "") for label in labels]
+    prefix = np.array([mark for mark, _ in marks], "S1")[tags]
+    kind = np.unique([kind for _, kind in marks], return_inverse=True)[1][tags]
+    before = np.roll(prefix, 1)
+    before[(np.cumsum(lengths) - lengths)[lengths > 0]] = b"O"  # no entity reaches into the next sentence
+    return prefix, before, kind == np.roll(kind, 1)
+
+
+def tag_scheme(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> tuple[str | None, np.ndarray]:
+    """tags [W] of sentences [S] -> IOB1, IOB2, BIOES, BILOU (None: plain tags), and the words that break it, ascending.
+
+    IOB1 begins an entity with I-, and with B- only right behind one of the same type; IOB2 always with B-. BIOES and
+    BILOU also mark an entity's last word (E-, L-) and its only one (S-, U-).
+    """
+    if not all(re.match("O$|[BIESLU]-", label) for label in labels):
+        return None, np.empty(0, int)
+    prefix, before, same = _neighbours(tags, lengths, labels)
+    used = set(np.unique(prefix).tolist())
+    goes_on = np.isin(prefix, [b"I", b"E", b"L"]) & np.isin(before, [b"B", b"I"]) & same
+    illegal = np.isin(prefix, [b"I", b"E", b"L"]) & ~goes_on
+    if used & {b"E", b"S", b"L", b"U"}:
+        illegal |= np.isin(prefix, [b"B", b"I"]) & ~np.append(goes_on[1:], False)  # never ended
+        return "BILOU" if used & {b"L", b"U"} else "BIOES", np.flatnonzero(illegal)
+    if illegal.any() and (same & (before != b"O"))[prefix == b"B"].all():
+        return "IOB1", np.empty(0, int)
+    return "IOB2", np.flatnonzero(illegal)
+
+
+def _illegal_note(dataset: Dataset, tags, lengths, labels, where: str, scheme: str, illegal: np.ndarray) -> str:
+    """How many tags break the scheme, and the first three with the tag before them (they are kept as they are)."""
+    ends, shown = np.cumsum(lengths), []
+    for position in illegal[:3]:
+        row = int(np.searchsorted(ends, position, side="right"))
+        word = position - (ends[row] - lengths[row])
+        before = labels[tags[position - 1]] if word else "the start"
+        shown.append(f"{_line(where, row)} {dataset[row]['tokens'][word]!r} {labels[tags[position]]} after {before}")
+    return f"{len(illegal)} tags break {scheme}: {'; '.join(shown)}{'; ...' if len(illegal) > 3 else ''}"
+
+
+def iob1_to_iob2(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> np.ndarray:
+    """tags [W] in IOB1 -> in IOB2: B- on the first word of every entity. labels has a B-X for each I-X."""
+    prefix, before, same = _neighbours(tags, lengths, labels)
+    begins = np.array([labels.index(f"B-{label[2:]}" if label[:2] == "I-" else label) for label in labels])
+    return np.where((prefix == b"I") & ~(same & (before != b"O")), begins[tags], tags)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -486,6 +544,15 @@ class Rows(torch.utils.data.Dataset):
         """Rows -> the position in the file of each word they label, in their order."""
         return np.concatenate([np.arange(n) + first for n, first in zip(self.num_labels[rows], self.first_word[rows])])
 
+    def fingerprint(self, labels: list[str]) -> str:
+        """Sum of everything training sees: subwords, label ids and what they are called."""
+        digest = hashlib.sha256(repr(labels).encode())
+        for columns in self.chunks:
+            for values, offsets in columns:
+                digest.update(values)
+                digest.update(offsets)
+        return digest.hexdigest()
+
 
 def collate(rows: list[tuple[np.ndarray, np.ndarray]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Rows of unequal length -> input_ids, attention_mask, labels [B, L], padded on the right to the longest.
@@ -552,7 +619,9 @@ class Split(NamedTuple):
     rows: Rows  # windows of subwords
     tags: np.ndarray  # [W] gold label id of every word, in file order
     lengths: np.ndarray  # [S] words of every sentence
-    fingerprint: str  # of the source's content
+    scheme: str | None  # of its file's tags; IOB1 was turned into IOB2
+    notes: list[str]  # what is worth a line before training
+    fingerprint: str  # of what training sees
 
 
 def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
@@ -591,9 +660,14 @@ def load_splits(args, tokenizer, size: int) -> tuple[dict[str, Split], list[str]
         for split, (where, dataset) in found.items():
             lengths = _sentence_lengths(dataset, where)
             tags = _label_ids(dataset, labels, lengths, where)
+            scheme, illegal = tag_scheme(tags, lengths, labels)
+            notes = [_illegal_note(dataset, tags, lengths, labels, where, scheme, illegal)] if len(illegal) else []
+            if scheme == "IOB1":
+                tags = iob1_to_iob2(tags, lengths, labels)
+                notes.append(f"{where}: IOB1 tags, read as IOB2")
             everywhere = args.label_all_tokens and split == "train"
             continuation = continuation_ids(labels) if everywhere else None
             rows = Rows(tokenize(dataset, tags, lengths, tokenizer, size, args.stride, continuation))
             assert everywhere or rows.num_labels.sum() == len(tags), (split, rows.num_labels.sum(), len(tags))
-            splits[split] = Split(rows, tags, lengths, dataset._fingerprint)
+            splits[split] = Split(rows, tags, lengths, scheme, notes, rows.fingerprint(labels))
     return splits, labels

@@ -66,7 +66,9 @@ def score(gold: np.ndarray, predicted: np.ndarray, lengths: np.ndarray, labels: 
     scores = {"accuracy": float((gold == predicted).mean()), "words": len(gold)}
     if has_entities(labels):
         ends = np.cumsum(lengths)[:-1]
-        names = np.array(labels, dtype=object)
+        # seqeval's default mode reads IOB and BIOES; BILOU's last and only words are BIOES under other letters.
+        bioes = {"L": "E", "U": "S"}
+        names = np.array([bioes.get(label[0], label[0]) + label[1:] for label in labels], dtype=object)
         sentences = [[part.tolist() for part in np.split(names[ids], ends)] for ids in (gold, predicted)]
         with warnings.catch_warnings(action="ignore"):  # seqeval's mean over types, where there is not one entity
             report = classification_report(*sentences, output_dict=True, zero_division=0)

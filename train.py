@@ -233,6 +233,9 @@ def main() -> None:
         log(f"{args.output_dir} holds this run, finished; its results:\n{json.dumps(finished[0], indent=2)}")
         return
 
+    for note in [note for split in splits.values() for note in split.notes]:
+        log(f"note: {note}")
+
     # Batch arithmetic
     global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size
     steps_per_epoch = math.ceil(len(train.rows) / global_batch_size)
@@ -241,7 +244,8 @@ def main() -> None:
     eval_every = args.eval_steps or steps_per_epoch
     metric = args.metric_for_best_model or ("f1" if metrics.has_entities(labels) else "accuracy")
     log(
-        f"{len(train.lengths):,} sentences, {len(train.tags):,} words, {len(labels)} labels | "
+        f"{len(train.lengths):,} sentences, {len(train.tags):,} words, {len(labels)} labels"
+        f"{f' in {train.scheme}' if train.scheme else ''} | "
         f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x {world_size} ranks = "
         f"{global_batch_size} sentences a step | {total_steps:,} steps | {device.type} {precision}"
     )

@@ -88,6 +88,90 @@ def test_labels_o_first_then_by_type():
     assert data.label_list(splits) == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER", "B-creative-work"]
 
 
+# ---- tag schemes
+
+SCHEMES = {  # the same five entities; one PER stands right behind another
+    "IOB1": "I-PER I-PER B-PER O I-LOC I-LOC I-LOC B-LOC | I-PER",
+    "IOB2": "B-PER I-PER B-PER O B-LOC I-LOC I-LOC B-LOC | B-PER",
+    "BIOES": "B-PER E-PER S-PER O B-LOC I-LOC E-LOC S-LOC | S-PER",
+    "BILOU": "B-PER L-PER U-PER O B-LOC I-LOC L-LOC U-LOC | U-PER",
+}
+
+
+def as_ids(text: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    sentences = [sentence.split() for sentence in text.split("|")]
+    labels = data.label_list({"train": datasets.Dataset.from_dict({"tags": sentences})})
+    return np.array([labels.index(tag) for s in sentences for tag in s]), np.array([len(s) for s in sentences]), labels
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_tag_scheme_is_recognised_and_has_nothing_against_itself(scheme):
+    found, illegal = data.tag_scheme(*as_ids(SCHEMES[scheme]))
+    assert found == scheme and len(illegal) == 0
+
+
+def test_iob1_becomes_iob2():
+    tags, lengths, labels = as_ids(SCHEMES["IOB1"])
+    converted = data.iob1_to_iob2(tags, lengths, labels)
+    assert [labels[i] for i in converted] == SCHEMES["IOB2"].replace(" |", "").split()
+
+
+@pytest.mark.parametrize("scheme", ["IOB2", "BIOES", "BILOU"])
+def test_every_scheme_scores_the_same_entities_as_strict_seqeval(scheme):
+    import seqeval.metrics
+    import seqeval.scheme
+
+    import metrics
+
+    tags, lengths, labels = as_ids(SCHEMES[scheme])
+    scores = metrics.score(tags, tags, lengths, labels)
+    assert {kind: row["support"] for kind, row in scores["per_entity"].items()} == {"LOC": 2, "PER": 3}
+    sentences = [sentence.split() for sentence in SCHEMES[scheme].split("|")]
+    mode = {"mode": "strict", "scheme": getattr(seqeval.scheme, scheme.replace("BIOES", "IOBES"))}
+    report = seqeval.metrics.classification_report(sentences, sentences, output_dict=True, **mode)
+    assert {kind: report[kind]["support"] for kind in ("LOC", "PER")} == {"LOC": 2, "PER": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "illegal"),
+    [
+        ("B-PER I-LOC O I-PER | I-PER B-LOC O B-LOC", "IOB2", [1, 3, 4]),
+        ("B-PER O S-LOC I-LOC E-PER | B-LOC", "BIOES", [0, 3, 4, 5]),
+        ("B-PER | L-PER U-LOC I-LOC", "BILOU", [0, 1, 3]),
+        ("O O | O", "IOB2", []),
+        ("NOUN VERB O | NOUN", None, []),
+    ],
+)
+def test_illegal_transitions_are_found(text, scheme, illegal):
+    found, broken = data.tag_scheme(*as_ids(text))
+    assert (found, broken.tolist()) == (scheme, illegal)
+
+
+def test_what_breaks_the_scheme_is_said_and_kept(encoders, tmp_path):
+    write_conll(tmp_path / "x", [{"tokens": ["a", "b", "c"], "tags": ["B-PER", "O", "I-LOC"]}] * 4)
+    flags = arguments(train_file=str(tmp_path / "x"), label_all_tokens=False, stride=4)
+    splits, labels = data.load_splits(flags, data.load_tokenizer(encoders["wordpiece"]), 16)
+    (note,) = splits["train"].notes
+    assert note.startswith("4 tags break IOB2:") and f"{tmp_path / 'x'}: row 1 'c' I-LOC after O;" in note
+    assert note.count("I-LOC") == 3 and note.endswith("...")
+    assert [labels[i] for i in splits["train"].tags[:3]] == ["B-PER", "O", "I-LOC"]
+
+
+def test_an_iob1_file_trains_on_the_labels_of_its_iob2_copy(encoders, tmp_path):
+    tokenizer = data.load_tokenizer(encoders["wordpiece"])
+    loaded = {}
+    for scheme in ("IOB1", "IOB2"):
+        parts = [part.split() for part in SCHEMES[scheme].split("|")]
+        write_conll(tmp_path / scheme, [{"tokens": list("abcdefgh")[: len(p)], "tags": p} for p in parts])
+        flags = arguments(train_file=str(tmp_path / scheme), label_all_tokens=False, stride=4)
+        loaded[scheme] = data.load_splits(flags, tokenizer, 16)
+    (one, labels), (two, same_labels) = loaded["IOB1"], loaded["IOB2"]
+    assert labels == same_labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+    assert one["train"].tags.tolist() == two["train"].tags.tolist()
+    assert one["train"].fingerprint == two["train"].fingerprint
+    assert one["train"].scheme == "IOB1" and "read as IOB2" in one["train"].notes[0] and not two["train"].notes
+
+
 # ---- windows
 
 
