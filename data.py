@@ -36,7 +36,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 SPLITS = ("train", "validation", "test")
-READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # anything else: CoNLL columns
+READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # anything else: columns
 # Maintained copies of well-known sets: the Hub's loading scripts no longer run (datasets >= 4).
 PARQUET = "refs/convert/parquet"  # the Hub's own conversion of a set, kept on this revision
 ALIASES = {"conll2003": ("lhoestq/conll2003", None), "wnut_17": ("leondz/wnut_17", PARQUET)}
@@ -75,13 +75,12 @@ def bad_input_exits():
 # Sources -> words and tags
 
 
-def read_conll(path: str, task: str):
-    """Yields {"tokens": words, "tags": tags} for every sentence of a file of columns; ValueError names file:line.
+def sentence_lines(path: str):
+    """Yields the lines of each sentence as [(number, fields)]: fields between tabs, or where there is none, blanks.
 
-    Columns are separated by tabs or blanks, sentences by empty lines. With two columns the tag is the last one;
-    with CoNLL-2003's four (word, pos, chunk, ner) the task picks its own.
+    Sentences end at empty lines and at -DOCSTART-. ValueError names the line that is not UTF-8.
     """
-    words, tags, width, column = [], [], None, -1
+    lines = []
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             try:
@@ -90,10 +89,27 @@ def read_conll(path: str, task: str):
                 raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason})") from None
             # Not str.split(): that would also cut at no-break spaces and control characters, which words may hold.
             fields = line.split("\t") if "\t" in line else [field for field in line.split(" ") if field]
-            if not fields or fields == [""] or fields[0] == "-DOCSTART-":
-                if words:
-                    yield {"tokens": words, "tags": tags}
-                words, tags = [], []
+            if fields and fields[0] not in ("", "-DOCSTART-"):
+                lines.append((number, fields))
+            elif lines:
+                yield lines
+                lines = []
+    if lines:
+        yield lines
+
+
+def read_conll(path: str, task: str):
+    """Yields {"tokens": words, "tags": tags} for every sentence of a file of columns; ValueError names file:line.
+
+    With two columns the tag is the last one; with CoNLL-2003's four (word, pos, chunk, ner) the task picks its own.
+    Above a sentence, a line that begins with # and has not the file's number of columns is a comment.
+    """
+    width, column = None, -1
+    for lines in sentence_lines(path):
+        words, tags = [], []
+        for number, fields in lines:
+            comment = fields[0].startswith("#") and not words
+            if comment and (len(fields) != width if width else fields[0] == "#" and len(fields) > 2):
                 continue
             if width is None:
                 width = len(fields)
@@ -104,18 +120,46 @@ def read_conll(path: str, task: str):
                 raise ValueError(f"{path}:{number}: {len(fields)} columns where the lines above have {width}")
             if column >= width:
                 raise ValueError(f"{path}:{number}: no column {column + 1}, where the {task} tag would be")
-            if not fields[0] or not fields[column]:
-                raise ValueError(f"{path}:{number}: empty {'word' if not fields[0] else 'tag'}")
+            if not fields[column]:
+                raise ValueError(f"{path}:{number}: empty tag")
             words.append(fields[0])
             tags.append(fields[column])
+        if words:
+            yield {"tokens": words, "tags": tags}
     if width is None:
         raise ValueError(f"{path}: no sentences")
-    if words:
-        yield {"tokens": words, "tags": tags}
+
+
+CONLLU = ("tokens", "lemma", "upos", "xpos", "feats", "head", "deprel")  # columns 2 to 8 of universaldependencies.org
+
+
+def read_conllu(path: str, task: str):
+    """Yields the columns of every sentence of a CoNLL-U file under their names: {"tokens": [...], "upos": [...], ...}.
+
+    Syntactic words are what is tagged: ranges (3-4, the surface form of the two words that follow) and empty nodes
+    (8.1) are passed over, as the format has it.
+    """
+    for lines in sentence_lines(path):
+        words = []
+        for number, fields in lines:
+            if fields[0].startswith("#"):
+                continue
+            if len(fields) != 10 or not re.fullmatch(r"\d+([-.]\d+)?", fields[0]):
+                raise ValueError(f"{path}:{number}: not a line of CoNLL-U: {len(fields)} columns, of which it has 10")
+            if fields[0].isdigit():
+                words.append(fields[1:8])
+        if words:
+            yield dict(zip(CONLLU, map(list, zip(*words))))
+
+
+def _is_conllu(path: str) -> bool:
+    """By content: the first line that is no comment has ten columns, a number first."""
+    first = (fields for lines in sentence_lines(path) for _, fields in lines if not fields[0].startswith("#"))
+    return len(fields := next(first, [""])) == 10 and fields[0][:1].isdigit()
 
 
 def read_file(path: str, task: str) -> Dataset:
-    """One file -> a memory-mapped Dataset. CoNLL columns give tokens and tags; other formats their own columns."""
+    """One file -> a memory-mapped Dataset: CoNLL gives tokens and tags, other formats the columns they have."""
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file")
     if os.path.isdir(path):
@@ -131,9 +175,10 @@ def read_file(path: str, task: str) -> Dataset:
             dataset = datasets.load_dataset(reader, data_files=path, split="train", **options)
             dataset._fingerprint = fingerprint
             return dataset
-        columns = Features({"tokens": List(Value("string")), "tags": List(Value("string"))})
+        reader, columns = (read_conllu, CONLLU) if _is_conllu(path) else (read_conll, ("tokens", "tags"))
+        features = Features({column: List(Value("string")) for column in columns})
         return Dataset.from_generator(
-            read_conll, columns, gen_kwargs={"path": path, "task": task}, fingerprint=fingerprint
+            reader, features, gen_kwargs={"path": path, "task": task}, fingerprint=fingerprint
         )
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
         cause = str(error.__cause__ or error)
@@ -179,7 +224,7 @@ def _pick(columns: list[str], flag: str, named: str | None, usual: list[str], wh
 def words_and_tags(dataset: Dataset, where: str, text_column: str | None, label_column: str | None, task: str):
     """Any table of sentences -> the columns tokens (list of str) and tags (list of str, int or ClassLabel)."""
     text = _pick(dataset.column_names, "--text_column_name", text_column, ["tokens", "words"], where)
-    usual = [f"{task}_tags", "tags", "labels", task]
+    usual = [f"{task}_tags", "tags", "labels", task] + ["upos"] * (task == "pos")
     label = _pick(dataset.column_names, "--label_column_name", label_column, usual, where)
     fingerprint = Hasher.hash((dataset._fingerprint, text, label, _source()))
     if text == label:

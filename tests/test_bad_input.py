@@ -51,6 +51,8 @@ FILES = {
     "no tag": ("train.conll", GOOD + "alone\n", "train.conll:3: 'alone' has no tag"),
     "other width": ("train.conll", GOOD + "\nEU NNP B-ORG\n", "train.conll:4: 3 columns where the lines above have 2"),
     "empty tag": ("train.conll", "EU\t\tO\nx\t\t\t\n", "train.conll:2:"),
+    "cut off conllu": ("train.conllu", "1\tEU" + "\t_" * 8 + "\n2\tsays\t_\n", "train.conllu:2: not a line of CoNLL-U: 3 columns"),
+    "conllu without ner": ("train.conllu", "1\tEU" + "\t_" * 8 + "\n", "train.conllu: no column 'ner_tags'"),
     "latin-1": ("train.conll", GOOD.encode() + "café O\n".encode("latin-1"), "train.conll:3: not UTF-8"),
     "binary": ("train.conll", bytes(range(256)) * 4, "train.conll:"),
     "unequal": ("train.jsonl", '{"tokens": ["a"], "tags": ["O"]}\n{"tokens": ["a", "b"], "tags": ["O"]}\n',

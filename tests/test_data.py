@@ -358,6 +358,46 @@ def test_two_columns_however_they_are_written(tmp_path, text, task):
     assert rows == [{"tokens": ["EU", "says"], "tags": ["B-ORG", "O"]}, {"tokens": ["hi"], "tags": ["O"]}]
 
 
+def test_comments_stand_above_sentences_and_a_hash_may_be_a_word(tmp_path):
+    (tmp_path / "x.conll").write_text("# sent_id = 1\n# text = EU says\nEU B-ORG\n# O\n\n#nlp O\n#id 7 x\nhi O\n")
+    with pytest.raises(ValueError, match="x.conll:7: 3 columns"):
+        list(data.read_conll(str(tmp_path / "x.conll"), "ner"))
+    (tmp_path / "x.conll").write_text("# sent_id = 1\n# text = EU says\nEU B-ORG\n# O\n\n# a b c\n#nlp O\nhi O\n")
+    rows = list(data.read_conll(str(tmp_path / "x.conll"), "ner"))
+    assert [row["tokens"] for row in rows] == [["EU", "#"], ["#nlp", "hi"]]
+
+
+CONLLU = """\
+# sent_id = 1
+# text = vámonos al mar
+1-2\tvámonos\t_\t_\t_\t_\t_\t_\t_\t_
+1\tvamos\tir\tVERB\tvm\t_\t0\troot\t_\t_
+2\tnos\tnosotros\tPRON\tpp\t_\t1\tobj\t_\t_
+3-4\tal\t_\t_\t_\t_\t_\t_\t_\t_
+3\ta\ta\tADP\tsp\t_\t5\tcase\t_\t_
+4\tel\tel\tDET\tda\t_\t5\tdet\t_\t_
+4.1\tvacío\t_\t_\t_\t_\t_\t_\t_\t_
+5\tmar\tmar\tNOUN\tnc\t_\t1\tobl\t_\t_
+
+# sent_id = 2
+1\tNew York\t_\tPROPN\tnp\t_\t0\troot\t_\t_
+"""
+
+
+@pytest.mark.parametrize("name", ["x.conllu", "x.txt"])
+def test_conllu_by_its_content(tmp_path, name):
+    (tmp_path / name).write_text(CONLLU, encoding="utf-8")
+    flags = arguments(train_file=str(tmp_path / name), task_name="pos")
+    found, labels = data.read_splits(flags)
+    assert list(found["train"][1]["tokens"]) == [["vamos", "nos", "a", "el", "mar"], ["New York"]]
+    assert list(found["train"][1]["tags"]) == [["VERB", "PRON", "ADP", "DET", "NOUN"], ["PROPN"]]
+    assert labels == ["ADP", "DET", "NOUN", "PRON", "PROPN", "VERB"]
+    flags.label_column_name = "xpos"
+    assert data.read_splits(flags)[1] == ["da", "nc", "np", "pp", "sp", "vm"]
+    with pytest.raises(ValueError, match="no column 'ner_tags'.*among tokens, lemma, upos"):
+        data.read_splits(arguments(train_file=str(tmp_path / name)))
+
+
 def test_words_may_hold_blanks_of_other_kinds(tmp_path):
     (tmp_path / "x.conll").write_text("10\u00a0000 O\n\u200d O\n\x1c O\na O\n")
     rows = list(data.read_conll(str(tmp_path / "x.conll"), "ner"))
