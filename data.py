@@ -445,10 +445,12 @@ def encode(sentences: list[list[str]], tokenizer) -> list[tuple[np.ndarray, np.n
     encoded = []
     for i, words in enumerate(sentences):
         input_ids = np.asarray(encoding["input_ids"][i], np.int32)
-        word_ids = np.asarray(encoding.word_ids(i), np.int32)
-        lost = np.setdiff1d(np.arange(len(words), dtype=np.int32), word_ids)
-        at = np.searchsorted(word_ids, lost)
-        encoded.append((np.insert(input_ids, at, unknown), np.insert(word_ids, at, lost)))
+        word_ids = np.asarray(found := encoding.word_ids(i), np.int32)
+        if len(set(found)) < len(words):
+            lost = np.setdiff1d(np.arange(len(words), dtype=np.int32), word_ids)
+            at = np.searchsorted(word_ids, lost)
+            input_ids, word_ids = np.insert(input_ids, at, unknown), np.insert(word_ids, at, lost)
+        encoded.append((input_ids, word_ids))
     return encoded
 
 
@@ -469,6 +471,8 @@ def windows(word_ids: np.ndarray, size: int, stride: int) -> list[tuple[int, int
     """
     starts = np.append(np.flatnonzero(np.diff(word_ids, prepend=-1)), len(word_ids))  # [words + 1]
     words, stride = len(starts) - 1, min(stride, size // 2)
+    if len(word_ids) <= size:
+        return [(0, len(word_ids), 0, words)] if words else []
     spans, begin = [], 0
     while begin < words:
         end = max(begin + 1, int(np.searchsorted(starts, starts[begin] + size, side="right")) - 1)
@@ -506,9 +510,9 @@ def cut(input_ids: np.ndarray, word_ids: np.ndarray, special, size: int, stride:
     before, after = special
     for start, stop, first, last in windows(word_ids, size - len(before) - len(after), stride):
         inside = word_ids[start:stop]
-        owned = np.where((inside >= first) & (inside < last), inside, -1)
-        padding = len(before), len(after)
-        yield np.concatenate([before, input_ids[start:stop], after]), np.pad(owned, padding, constant_values=-1)
+        owned = np.full(len(before) + len(inside) + len(after), -1, np.int32)
+        owned[len(before) : len(before) + len(inside)] = np.where((inside >= first) & (inside < last), inside, -1)
+        yield np.concatenate([before, input_ids[start:stop], after]), owned
 
 
 def align(word_ids: np.ndarray, tags: np.ndarray, continuation: np.ndarray | None = None) -> np.ndarray:
