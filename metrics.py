@@ -72,17 +72,16 @@ def score(gold: np.ndarray, predicted: np.ndarray, lengths: np.ndarray, labels: 
         sentences = [[part.tolist() for part in np.split(names[ids], ends)] for ids in (gold, predicted)]
         with warnings.catch_warnings(action="ignore"):  # seqeval's mean over types, where there is not one entity
             report = classification_report(*sentences, output_dict=True, zero_division=0)
-        overall = report["micro avg"]
-        types = {name: report[name] for name in sorted(report) if not name.endswith(" avg")}
+        for row in report.values():
+            row["f1"] = row.pop("f1-score")
+        overall = report.pop("micro avg")
+        types = {name: row for name, row in sorted(report.items()) if name not in ("macro avg", "weighted avg")}
     else:
         types = _tag_scores(gold, predicted, labels)
-        overall = {
-            key: float(np.mean([row[key] for row in types.values()])) for key in ("precision", "recall", "f1-score")
-        }
-    named = {"precision": "precision", "recall": "recall", "f1-score": "f1", "support": "support"}
-    scores |= {named[key]: float(overall[key]) for key in ("precision", "recall", "f1-score")}
+        overall = {key: np.mean([row[key] for row in types.values()]) for key in ("precision", "recall", "f1")}
+    scores |= {key: float(overall[key]) for key in ("precision", "recall", "f1")}
     scores["per_entity"] = {
-        name: {named[key]: int(row[key]) if key == "support" else float(row[key]) for key in named}
+        name: {key: float(row[key]) for key in ("precision", "recall", "f1")} | {"support": int(row["support"])}
         for name, row in types.items()
     }
     return scores
@@ -93,12 +92,13 @@ def _tag_scores(gold: np.ndarray, predicted: np.ndarray, labels: list[str]) -> d
     hits, found, support = (
         np.bincount(ids, minlength=len(labels)) for ids in (gold[gold == predicted], predicted, gold)
     )
-    precision, recall = hits / np.maximum(found, 1), hits / np.maximum(support, 1)
-    f1 = 2 * hits / np.maximum(found + support, 1)
-    return {
-        labels[i]: {"precision": precision[i], "recall": recall[i], "f1-score": f1[i], "support": support[i]}
-        for i in np.flatnonzero(found + support)
+    rows = {
+        "precision": hits / np.maximum(found, 1),
+        "recall": hits / np.maximum(support, 1),
+        "f1": 2 * hits / np.maximum(found + support, 1),
+        "support": support,
     }
+    return {labels[i]: {key: row[i] for key, row in rows.items()} for i in np.flatnonzero(found + support)}
 
 
 def scalars(scores: dict) -> dict[str, float]:
@@ -109,14 +109,11 @@ def scalars(scores: dict) -> dict[str, float]:
 
 def table(scores: dict) -> str:
     """The per-entity scores as lines for a terminal."""
-    rows = [
-        *scores["per_entity"].items(),
-        ("all", scores | {"support": sum(r["support"] for r in scores["per_entity"].values())}),
-    ]
-    width = max(len(name) for name, _ in rows)
+    support = sum(row["support"] for row in scores["per_entity"].values())
+    rows = scores["per_entity"] | {"all": scores | {"support": support}}
+    width = max(map(len, rows))
     lines = [f"{'':{width}}  precision  recall      f1  support"]
-    for name, row in rows:
-        lines.append(
-            f"{name:{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  {row['support']:7,}"
-        )
+    for name, row in rows.items():
+        figures = f"{row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  {row['support']:7,}"
+        lines.append(f"{name:{width}}  {figures}")
     return "\n".join(lines)

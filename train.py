@@ -210,7 +210,8 @@ def main() -> None:
         limit = data.max_length(tokenizer, transformers.AutoConfig.from_pretrained(encoder))
         if (args.max_seq_length or limit) > limit:
             raise ValueError(f"--max_seq_length {args.max_seq_length}: this encoder reads {limit} subwords at most")
-        splits, labels = data.load_splits(args, tokenizer, args.max_seq_length or limit)
+        tokenizer.model_max_length = args.max_seq_length or limit  # saved with the model: infer.py cuts alike
+        splits, labels = data.load_splits(args, tokenizer, tokenizer.model_max_length)
         train, validation, test = (splits.get(split) for split in data.SPLITS)
         if args.early_stopping_patience and not validation:
             raise ValueError("--early_stopping_patience needs a validation split")

@@ -1,13 +1,16 @@
 """Tagging running text, against transformers' own pipeline."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, run, train
 from transformers import AutoModelForTokenClassification, pipeline
 
+import data
 import infer
+import metrics
 
 README = "My name is Sylvain and I work at Hugging Face in Brooklyn."
 FIVE = [
@@ -89,6 +92,19 @@ def test_long_documents_are_read_to_their_end(tagger):
     text = "Nothing happened on the way to the old station. " * 120 + README
     found = [e for e in tagger(text) if e["start"] >= len(text) - len(README)]
     assert {"LOC"} <= {e["entity_group"] for e in found if e["word"] == "Brooklyn"}
+
+
+def test_the_saved_model_scores_what_training_measured(trained, tagger):
+    """Word for word: the file's own words, tagged by the saved model, give the very scores of the last evaluation."""
+    measured = json.loads((Path(trained) / "all_results.json").read_text())
+    for split, prefix in (("validation", "eval"), ("test", "test")):
+        sentences = list(data.read_conll(str(ROOT / "samples" / f"{split}.conll"), "ner"))
+        gold = np.array([tagger.labels.index(tag) for sentence in sentences for tag in sentence["tags"]])
+        found = tagger.probabilities([sentence["tokens"] for sentence in sentences])
+        predicted = np.array([subwords[0].argmax() for words in found for subwords in words])
+        scores = metrics.score(gold, predicted, np.array([len(words) for words in found]), tagger.labels)
+        assert scores["per_entity"] == measured[f"{prefix}_per_entity"]
+        assert scores["accuracy"] == measured[f"{prefix}_accuracy"]
 
 
 def test_command_line_text_and_json(trained):
