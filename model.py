@@ -46,6 +46,14 @@ def load_model(name: str, labels: list[str], gradient_checkpointing: bool = Fals
     return model
 
 
+def freeze_unused(model: PreTrainedModel) -> None:
+    """Parameters that tagging never reaches (XLNet's mask_emb) stay out: DDP would wait for their gradients."""
+    model(input_ids=torch.ones(1, 4, dtype=torch.long, device=model.device)).logits.sum().backward()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+    model.zero_grad(set_to_none=True)
+
+
 def check_labels(model: PreTrainedModel, largest: int) -> None:
     """ValueError before the first step instead of an assert on the device in the midst of it."""
     if largest >= model.config.num_labels:

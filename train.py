@@ -254,6 +254,7 @@ def main() -> None:
     # Model, optimizer, DDP
     raw_model.train()
     warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # its successor is not there on torch 2.11
+    network.freeze_unused(raw_model)
     model = raw_model if world_size == 1 else DistributedDataParallel(raw_model, broadcast_buffers=False)
     optimizer = torch.optim.AdamW(network.parameter_groups(raw_model, args.weight_decay), lr=0.0, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")

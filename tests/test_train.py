@@ -293,6 +293,18 @@ def test_more_ranks_than_sentences(encoders, tmp_path):
     assert results(tmp_path / "out")["eval_words"] == 2
 
 
+def test_an_encoder_with_parameters_that_tagging_never_reaches_trains_on_two_ranks(encoders, corpus, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(encoders["wordpiece"])
+    config = transformers.XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=2, d_inner=64)
+    transformers.XLNetModel(config).save_pretrained(tmp_path / "xlnet")
+    tokenizer.save_pretrained(tmp_path / "xlnet")
+    command = [*flat(corpus), "--model_name_or_path", tmp_path / "xlnet", "--max_steps", 3]
+    train(*command, "--output_dir", tmp_path / "out", ranks=2)
+    before, after = load_file(tmp_path / "xlnet" / "model.safetensors"), weights(tmp_path / "out")
+    assert torch.equal(before["mask_emb"], after["transformer.mask_emb"])
+    assert not torch.equal(before["layer.0.rel_attn.q"], after["transformer.layer.0.rel_attn.q"])
+
+
 def test_a_second_run_of_two_ranks_prints_the_results_and_ends_well(flags, tmp_path):
     for _ in range(2):
         printed = train(*flags, "--max_steps", 1, "--output_dir", tmp_path / "out", ranks=2)
