@@ -239,9 +239,8 @@ def words_and_tags(dataset: Dataset, where: str, text_column: str | None, label_
             dataset = dataset.map(split, **_cached(fingerprint + column), desc=f"splitting {original}")
             kind = dataset.features[column]
         item = getattr(kind, "feature", None)
-        if not re.match(
-            f"(large_)?({wanted})", "ClassLabel" if isinstance(item, ClassLabel) else getattr(item, "dtype", "")
-        ):
+        of = "ClassLabel" if isinstance(item, ClassLabel) else getattr(item, "dtype", "")
+        if not re.match(f"(large_)?({wanted})", of):
             raise ValueError(f"{where}: column {original!r} holds {kind}, where every row should be a list")
     dataset._fingerprint = fingerprint
     return dataset
@@ -274,17 +273,24 @@ def _sentence_lengths(dataset: Dataset, where: str) -> np.ndarray:
     for column, what in (("tokens", "word"), ("tags", "tag")):
         missing = np.flatnonzero(pc.is_null(pc.list_flatten(table[column])).to_numpy())
         for position in missing[:1]:
-            row = np.searchsorted(np.cumsum(words), position, side="right")
-            raise ValueError(f"{_line(where, row)}: a {what} is null")
+            raise ValueError(f"{_line(where, _row_of(position, words))}: a {what} is null")
     if not words.sum():
         raise ValueError(f"{where}: no sentences")
     return words.astype(np.int64)
 
 
+def _row_of(position: int, lengths: np.ndarray) -> int:
+    """The sentence of [S] that holds the word at `position` of the file."""
+    return int(np.searchsorted(np.cumsum(lengths), position, side="right"))
+
+
 def _line(where: str, row: int) -> str:
     """Where a row stands: `file.jsonl:7` where each line is a row, `name: row 7` elsewhere."""
-    lines = where.lower().endswith((".jsonl", ".json")) and Path(where).read_bytes()[:1] == b"{"
-    return f"{where}:{row + 1}" if lines else f"{where}: row {row + 1}"
+    if where.lower().endswith((".jsonl", ".json")):
+        with open(where, "rb") as file:
+            if file.read(1) == b"{":
+                return f"{where}:{row + 1}"
+    return f"{where}: row {row + 1}"
 
 
 def label_list(splits: dict[str, Dataset]) -> list[str]:
@@ -318,7 +324,7 @@ def _label_ids(dataset: Dataset, labels: list[str], lengths: np.ndarray, where: 
     else:
         ids = pc.fill_null(pc.index_in(pc.cast(tags, pa.string()), value_set=pa.array(labels)), -1).to_numpy()
     for position in np.flatnonzero((ids < 0) | (ids >= len(labels)))[:1]:
-        row = np.searchsorted(np.cumsum(lengths), position, side="right")
+        row = _row_of(position, lengths)
         raise ValueError(f"{_line(where, row)}: tag {tags[position]} is none of the {len(labels)} labels")
     return ids.astype(np.int64)
 
@@ -359,10 +365,10 @@ def tag_scheme(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> tupl
 
 def _illegal_note(dataset: Dataset, tags, lengths, labels, where: str, scheme: str, illegal: np.ndarray) -> str:
     """How many tags break the scheme, and the first three with the tag before them (they are kept as they are)."""
-    ends, shown = np.cumsum(lengths), []
+    shown = []
     for position in illegal[:3]:
-        row = int(np.searchsorted(ends, position, side="right"))
-        word = position - (ends[row] - lengths[row])
+        row = _row_of(position, lengths)
+        word = position - lengths[:row].sum()
         before = labels[tags[position - 1]] if word else "the start"
         shown.append(f"{_line(where, row)} {dataset[row]['tokens'][word]!r} {labels[tags[position]]} after {before}")
     return f"{len(illegal)} tags break {scheme}: {'; '.join(shown)}{'; ...' if len(illegal) > 3 else ''}"

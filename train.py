@@ -153,7 +153,7 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
 
 def leave_process_group() -> None:
     """At the very end, after main has let go of DDP: were its reducer the last to hold the group, Gloo's destructor
-    would wait for a thread that waits for the interpreter (pytorch/pytorch#56297; one run in four hung or crashed).
+    would wait for a thread that waits for the interpreter (pytorch/pytorch#56297; one run in three hung or crashed).
     """
     gc.collect()
     dist.destroy_process_group()
