@@ -11,6 +11,7 @@ becomes several overlapping windows, cut between words, and every word is labell
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -19,8 +20,9 @@ import re
 import sys
 import time
 import unicodedata
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import datasets
 import huggingface_hub
@@ -29,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import transformers
+import yaml
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from filelock import FileLock
@@ -69,6 +72,81 @@ def bad_input_exits():
         text = f"{error.filename}: {error.strerror}" if getattr(error, "strerror", None) else str(error)
         print(f"error: {' '.join(text.split())}" + (f" (rank {rank})" if rank else ""), file=sys.stderr)
         raise SystemExit(2) from None
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Flags: those of the data, which train.py adds its own to. Names are those of run_ner.py and TrainingArguments.
+
+RANGES = {
+    "above 0": lambda value: value > 0,
+    "0 or more": lambda value: value >= 0,
+    "between 0 and 1": lambda value: 0 <= value <= 1,
+}
+
+
+def flag(group: str, default, help: str, range: str | None = None):
+    return field(default=default, metadata={"group": group, "help": help, "range": range})
+
+
+@dataclass
+class DataArguments:
+    """With neither a name nor files: samples/."""
+
+    dataset_name: str | None = flag("data", None, "Hub id, or a folder written by save_to_disk")
+    dataset_config_name: str | None = flag("data", None, "configuration of the Hub set")
+    train_file: str | None = flag("data", None, "CoNLL columns, .json, .jsonl, .csv or .parquet")
+    validation_file: str | None = flag("data", None, "chooses the best model; none: the last one is kept")
+    test_file: str | None = flag("data", None, "scored once, with the best model")
+    text_column_name: str | None = flag("data", None, "column of words (tokens, words)")
+    label_column_name: str | None = flag("data", None, "column of tags (<task>_tags, tags, labels)")
+    task_name: Literal["ner", "pos", "chunk"] = flag("data", "ner", "picks the column of tags")
+    label_all_tokens: bool = flag("data", False, "train on a word's every subword, not on its first alone")
+    max_seq_length: int | None = flag("data", None, "subwords a window (the encoder's own limit)")
+    stride: int = flag("data", 64, "subwords by which the windows of a long sentence overlap", "0 or more")
+    model_name_or_path: str | None = flag("model", None, "Hub id or folder (the packaged MiniLM)")
+    per_device_train_batch_size: int = flag("optimisation", 16, "sentences", "above 0")
+    seed: int = flag("optimisation", 42, "new head, order, dropout", "0 or more")
+
+
+class Parser(transformers.HfArgumentParser):
+    """The command line of a dataclass of flags: first perhaps a YAML or JSON file of flags, then flags, which win."""
+
+    def __init__(self, arguments: type, description: str):
+        super().__init__(arguments, description=description, allow_abbrev=False)
+        self.knobs = dataclasses.fields(arguments)
+
+    def add_argument(self, *names, group=None, range=None, **options):  # HfArgumentParser hands all metadata on
+        return super().add_argument(*names, **options)
+
+    def error(self, message: str):
+        raise ValueError(message)
+
+    def format_help(self) -> str:
+        """All flags on one screen, by group: name, what it does, default."""
+        groups = {knob.metadata["group"]: [] for knob in self.knobs}
+        for knob in self.knobs:
+            default = f"({knob.default})" if knob.default is not None else ""
+            line = f"  {'--' + knob.name:31} {knob.metadata['help']} {default}"
+            groups[knob.metadata["group"]].append(line.rstrip())
+        return "\n".join([self.description, *(f"{group}:\n" + "\n".join(groups[group]) for group in groups)]) + "\n"
+
+    def parse(self, argv: list[str]):
+        """ValueError on what cannot be read or makes no sense."""
+        if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+            with open(argv[0], encoding="utf-8") as file:
+                try:
+                    settings = yaml.safe_load(file)  # JSON is YAML
+                except yaml.YAMLError as error:
+                    raise ValueError(f"{argv[0]}: {error}") from None
+            if not isinstance(settings, dict):
+                raise ValueError(f"{argv[0]}: not a mapping of flags to values")
+            argv = [f"--{name}={value}" for name, value in settings.items() if value is not None] + argv[1:]
+        (args,) = self.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        for knob in self.knobs:
+            value, range = getattr(args, knob.name), knob.metadata["range"]
+            if range and not RANGES[range](value):
+                raise ValueError(f"--{knob.name} {value}: has to be {range}")
+        return args
 
 
 # ----------------------------------------------------------------------------------------------------------------------

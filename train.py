@@ -17,7 +17,7 @@ import os
 import sys
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Literal
 
@@ -26,7 +26,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
-import yaml
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -36,103 +35,33 @@ from tqdm import tqdm
 import data
 import metrics
 import model as network
+from data import flag
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Every knob. Names are those of run_ner.py and TrainingArguments.
-
-
-def flag(default, help: str):
-    return field(default=default, metadata={"help": help})
+# Every knob but those of the data, which data.py has
 
 
 @dataclass
-class Arguments:
-    # data (with neither a name nor files: samples/)
-    dataset_name: str | None = flag(None, "Hub id, or a folder written by save_to_disk")
-    dataset_config_name: str | None = flag(None, "configuration of the Hub set")
-    train_file: str | None = flag(None, "CoNLL columns, .json, .jsonl, .csv or .parquet")
-    validation_file: str | None = flag(None, "chooses the best model; none: the last one is kept")
-    test_file: str | None = flag(None, "scored once, with the best model")
-    text_column_name: str | None = flag(None, "column of words (tokens, words)")
-    label_column_name: str | None = flag(None, "column of tags (<task>_tags, tags, labels)")
-    task_name: Literal["ner", "pos", "chunk"] = flag("ner", "picks the column of tags")
-    label_all_tokens: bool = flag(False, "train on a word's every subword, not on its first alone")
-    max_seq_length: int | None = flag(None, "subwords a window (the encoder's own limit)")
-    stride: int = flag(64, "subwords by which the windows of a long sentence overlap")
-    # model
-    model_name_or_path: str | None = flag(None, "Hub id or folder (the packaged MiniLM)")
-    gradient_checkpointing: bool = flag(False, "less memory, more time")
-    # optimisation
-    num_train_epochs: float = flag(3.0, "")
-    max_steps: int = flag(-1, "optimizer steps, instead of epochs (-1: off)")
-    learning_rate: float = flag(5e-5, "the peak; linear to 0")
-    weight_decay: float = flag(0.01, "none on biases and norms")
-    warmup_ratio: float = flag(0.1, "share of the steps (0: off)")
-    per_device_train_batch_size: int = flag(16, "sentences")
-    per_device_eval_batch_size: int = flag(64, "sentences")
-    gradient_accumulation_steps: int = flag(1, "batches a step and device")
-    max_grad_norm: float = flag(1.0, "clips the gradient (0: off)")
-    seed: int = flag(42, "new head, order, dropout")
-    # speed
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = flag("auto", "auto: bf16 where the hardware has it")
-    group_by_length: bool = flag(False, "batches of like length: faster, some F1 lost")
-    # output
-    output_dir: str = flag("outputs", "")
-    overwrite_output_dir: bool = flag(False, "delete the run that is there")
-    logging_steps: int = flag(10, "")
-    eval_steps: int = flag(0, "0: at the end of each epoch")
+class Arguments(data.DataArguments):
+    gradient_checkpointing: bool = flag("model", False, "less memory, more time")
+    num_train_epochs: float = flag("optimisation", 3.0, "", "above 0")
+    max_steps: int = flag("optimisation", -1, "optimizer steps, instead of epochs (-1: off)")
+    learning_rate: float = flag("optimisation", 5e-5, "the peak; linear to 0", "0 or more")
+    weight_decay: float = flag("optimisation", 0.01, "none on biases and norms", "0 or more")
+    warmup_ratio: float = flag("optimisation", 0.1, "share of the steps (0: off)", "between 0 and 1")
+    per_device_eval_batch_size: int = flag("optimisation", 64, "sentences", "above 0")
+    gradient_accumulation_steps: int = flag("optimisation", 1, "batches a step and device", "above 0")
+    max_grad_norm: float = flag("optimisation", 1.0, "clips the gradient (0: off)", "0 or more")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = flag("speed", "auto", "auto: bf16 where the hardware has it")
+    group_by_length: bool = flag("speed", False, "batches of like length: faster, some F1 lost")
+    output_dir: str = flag("output", "outputs", "")
+    overwrite_output_dir: bool = flag("output", False, "delete the run that is there")
+    logging_steps: int = flag("output", 10, "", "above 0")
+    eval_steps: int = flag("output", 0, "0: at the end of each epoch", "0 or more")
     metric_for_best_model: Literal["f1", "accuracy", "precision", "recall", "loss"] | None = flag(
-        None, "f1 (accuracy for plain tags such as NOUN)"
+        "output", None, "f1 (accuracy for plain tags such as NOUN)"
     )
-    early_stopping_patience: int = flag(0, "evaluations without a better score (0: off)")
-
-
-GROUPS = {  # of --help, each by its first flag
-    "dataset_name": "data",
-    "model_name_or_path": "model",
-    "num_train_epochs": "optimisation",
-    "precision": "speed",
-    "output_dir": "output",
-}
-
-
-class Parser(transformers.HfArgumentParser):
-    def error(self, message: str):
-        raise ValueError(message)
-
-    def format_help(self) -> str:
-        """All flags on one screen: name, what it does, default."""
-        lines = [__doc__]
-        for knob in dataclasses.fields(Arguments):
-            lines += [f"{GROUPS[knob.name]}:"] if knob.name in GROUPS else []
-            default = f"({knob.default})" if knob.default is not None else ""
-            lines.append(f"  {'--' + knob.name:31} {knob.metadata['help']} {default}".rstrip())
-        return "\n".join(lines) + "\n"
-
-
-def parse_arguments(argv: list[str]) -> Arguments:
-    """Flags, or first a YAML or JSON file of flags and then flags, which win. ValueError on what makes no sense."""
-    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        with open(argv[0], encoding="utf-8") as file:
-            try:
-                settings = yaml.safe_load(file)  # JSON is YAML
-            except yaml.YAMLError as error:
-                raise ValueError(f"{argv[0]}: {error}") from None
-        if not isinstance(settings, dict):
-            raise ValueError(f"{argv[0]}: not a mapping of flags to values")
-        argv = [f"--{name}={value}" for name, value in settings.items() if value is not None] + argv[1:]
-    (args,) = Parser(Arguments, allow_abbrev=False).parse_args_into_dataclasses(argv, look_for_args_file=False)
-    positive = "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps logging_steps"
-    for name in [*positive.split(), "num_train_epochs"]:
-        if not getattr(args, name) > 0:
-            raise ValueError(f"--{name} {getattr(args, name)}: has to be above 0")
-    not_negative = "learning_rate weight_decay max_grad_norm stride seed eval_steps early_stopping_patience"
-    for name in not_negative.split():
-        if not getattr(args, name) >= 0:
-            raise ValueError(f"--{name} {getattr(args, name)}: has to be 0 or more")
-    if not 0 <= args.warmup_ratio <= 1:
-        raise ValueError(f"--warmup_ratio {args.warmup_ratio}: has to be between 0 and 1")
-    return args
+    early_stopping_patience: int = flag("output", 0, "evaluations without a better score (0: off)", "0 or more")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -203,7 +132,7 @@ def main() -> None:
 
     # Everything that can be wrong with the input is found in this block, before anything is trained or overwritten.
     with data.bad_input_exits():
-        args = parse_arguments(sys.argv[1:])
+        args = data.Parser(Arguments, __doc__).parse(sys.argv[1:])
         precision = network.pick_precision(args.precision, device)
         encoder = args.model_name_or_path or data.packaged_encoder()
         tokenizer = data.load_tokenizer(encoder)

@@ -99,10 +99,10 @@ def test_help_is_one_screen_with_every_flag():
 
 def test_a_file_of_flags_and_flags_that_win(tmp_path):
     (tmp_path / "run.yaml").write_text("learning_rate: 1e-4\nseed: 7\ngroup_by_length: true\ntest_file: null\n")
-    args = script.parse_arguments([str(tmp_path / "run.yaml"), "--seed", "8"])
+    args = data.Parser(script.Arguments, "").parse([str(tmp_path / "run.yaml"), "--seed", "8"])
     assert (args.learning_rate, args.seed, args.group_by_length, args.test_file) == (1e-4, 8, True, None)
     (tmp_path / "run.json").write_text('{"learning_rate": 1e-4, "stride": 3}')
-    assert script.parse_arguments([str(tmp_path / "run.json")]).stride == 3
+    assert data.Parser(script.Arguments, "").parse([str(tmp_path / "run.json")]).stride == 3
 
 
 # ---- a whole run
@@ -331,7 +331,7 @@ def test_the_first_loss_is_that_of_transformers_own_head(corpus, still, tmp_path
         "fp32",
     ]
     train(*flat(corpus), *flags, "--output_dir", tmp_path / "out")
-    args = script.parse_arguments([*flat(corpus), "--model_name_or_path", still])
+    args = data.Parser(script.Arguments, "").parse([*flat(corpus), "--model_name_or_path", still])
     tokenizer = data.load_tokenizer(still)
     splits, labels = data.load_splits(args, tokenizer, 128)
     torch.manual_seed(42)
