@@ -8,13 +8,19 @@
 
 A word's tag sits on its first subword; -100 is what the loss skips. A sentence that is too long for the encoder
 becomes several overlapping windows, cut between words, and every word is labelled in exactly one of them.
+
+python data.py                                 # looks at the data before training; takes the data flags of train.py
+python data.py --train_file export.jsonl --validation_split 0.1 --model_name_or_path bert-base-cased
 """
 
 import contextlib
+import csv
 import dataclasses
 import functools
 import hashlib
 import importlib.util
+import itertools
+import json
 import os
 import re
 import sys
@@ -29,17 +35,17 @@ import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet
 import torch
 import transformers
 import yaml
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from filelock import FileLock
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 
 SPLITS = ("train", "validation", "test")
-READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}  # anything else: columns
 # Maintained copies of well-known sets: the Hub's loading scripts no longer run (datasets >= 4).
 PARQUET = "refs/convert/parquet"  # the Hub's own conversion of a set, kept on this revision
 ALIASES = {"conll2003": ("lhoestq/conll2003", None), "wnut_17": ("leondz/wnut_17", PARQUET)}
@@ -94,18 +100,20 @@ class DataArguments:
 
     dataset_name: str | None = flag("data", None, "Hub id, or a folder written by save_to_disk")
     dataset_config_name: str | None = flag("data", None, "configuration of the Hub set")
-    train_file: str | None = flag("data", None, "CoNLL columns, .json, .jsonl, .csv or .parquet")
+    train_file: str | None = flag("data", None, "CoNLL, CoNLL-U, JSON, CSV or Parquet, known by its content")
     validation_file: str | None = flag("data", None, "chooses the best model; none: the last one is kept")
     test_file: str | None = flag("data", None, "scored once, with the best model")
-    text_column_name: str | None = flag("data", None, "column of words (tokens, words)")
-    label_column_name: str | None = flag("data", None, "column of tags (<task>_tags, tags, labels)")
+    validation_split: float = flag("data", 0.0, "share of train that validates, by seed (0: off)", "between 0 and 1")
+    text_column_name: str | None = flag("data", None, "column of words or text, by name or number (tokens, ...)")
+    label_column_name: str | None = flag("data", None, "column of tags or spans (<task>_tags, tags, spans, ...)")
     task_name: Literal["ner", "pos", "chunk"] = flag("data", "ner", "picks the column of tags")
+    widen_spans: bool = flag("data", False, "a span that cuts a word takes all of it; else it is an error")
     label_all_tokens: bool = flag("data", False, "train on a word's every subword, not on its first alone")
     max_seq_length: int | None = flag("data", None, "subwords a window (the encoder's own limit)")
     stride: int = flag("data", 64, "subwords by which the windows of a long sentence overlap", "0 or more")
     model_name_or_path: str | None = flag("model", None, "Hub id or folder (the packaged MiniLM)")
     per_device_train_batch_size: int = flag("optimisation", 16, "sentences", "above 0")
-    seed: int = flag("optimisation", 42, "new head, order, dropout", "0 or more")
+    seed: int = flag("optimisation", 42, "new head, order, dropout, validation split", "0 or more")
 
 
 class Parser(transformers.HfArgumentParser):
@@ -150,117 +158,372 @@ class Parser(transformers.HfArgumentParser):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Sources -> words and tags
+# Sources -> records. Every reader yields (lines, record) a sentence: the numbers of the lines it stands on (one a word,
+# one for all, or none where the format has no lines) and its columns by name, as they are written there.
+
+
+def text_lines(path: str):
+    """Yields (number, line); ValueError names the line that is not UTF-8."""
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason})") from None
+            yield number, line.removeprefix("\ufeff") if number == 1 else line
 
 
 def sentence_lines(path: str):
     """Yields the lines of each sentence as [(number, fields)]: fields between tabs, or where there is none, blanks.
 
-    Sentences end at empty lines and at -DOCSTART-. ValueError names the line that is not UTF-8.
+    Sentences end at empty lines and at -DOCSTART-.
     """
     lines = []
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                line = raw.decode("utf-8").strip("\r\n\t \ufeff")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason})") from None
-            # Not str.split(): that would also cut at no-break spaces and control characters, which words may hold.
-            fields = line.split("\t") if "\t" in line else [field for field in line.split(" ") if field]
-            if fields and fields[0] not in ("", "-DOCSTART-"):
-                lines.append((number, fields))
-            elif lines:
-                yield lines
-                lines = []
+    for number, line in text_lines(path):
+        line = line.strip("\r\n\t ")
+        # Not str.split(): that would also cut at no-break spaces and control characters, which words may hold.
+        fields = line.split("\t") if "\t" in line else [field for field in line.split(" ") if field]
+        if fields and fields[0] not in ("", "-DOCSTART-"):
+            lines.append((number, fields))
+        elif lines:
+            yield lines
+            lines = []
     if lines:
         yield lines
 
 
-def read_conll(path: str, task: str):
-    """Yields {"tokens": words, "tags": tags} for every sentence of a file of columns; ValueError names file:line.
+def read_conll(path: str):
+    """CoNLL columns: words first, tags last, CoNLL-2003's pos_tags and chunk_tags or columns "4", "5" ... between.
 
-    With two columns the tag is the last one; with CoNLL-2003's four (word, pos, chunk, ner) the task picks its own.
     Above a sentence, a line that begins with # and has not the file's number of columns is a comment.
     """
-    width, column = None, -1
+    width, names = None, []
     for lines in sentence_lines(path):
-        words, tags = [], []
+        numbers, words = [], []
         for number, fields in lines:
             comment = fields[0].startswith("#") and not words
             if comment and (len(fields) != width if width else fields[0] == "#" and len(fields) > 2):
                 continue
             if width is None:
                 width = len(fields)
-                column = -1 if width == 2 else {"pos": 1, "chunk": 2}.get(task, -1)
+                names = ["tokens", "pos_tags", "chunk_tags", *map(str, range(4, width))][: width - 1] + ["tags"]
             if len(fields) == 1:
                 raise ValueError(f"{path}:{number}: {fields[0]!r} has no tag")
             if len(fields) != width:
                 raise ValueError(f"{path}:{number}: {len(fields)} columns where the lines above have {width}")
-            if column >= width:
-                raise ValueError(f"{path}:{number}: no column {column + 1}, where the {task} tag would be")
-            if not fields[column]:
-                raise ValueError(f"{path}:{number}: empty tag")
-            words.append(fields[0])
-            tags.append(fields[column])
+            numbers.append(number)
+            words.append(fields)
         if words:
-            yield {"tokens": words, "tags": tags}
-    if width is None:
-        raise ValueError(f"{path}: no sentences")
+            yield numbers, dict(zip(names, map(list, zip(*words))))
 
 
 CONLLU = ("tokens", "lemma", "upos", "xpos", "feats", "head", "deprel")  # columns 2 to 8 of universaldependencies.org
 
 
-def read_conllu(path: str, task: str):
-    """Yields the columns of every sentence of a CoNLL-U file under their names: {"tokens": [...], "upos": [...], ...}.
-
-    Syntactic words are what is tagged: ranges (3-4, the surface form of the two words that follow) and empty nodes
-    (8.1) are passed over, as the format has it.
-    """
+def read_conllu(path: str):
+    """CoNLL-U. Syntactic words are what is tagged: ranges (3-4, the surface form of the two words that follow) and
+    empty nodes (8.1) are passed over, as the format has it."""
     for lines in sentence_lines(path):
-        words = []
+        numbers, words = [], []
         for number, fields in lines:
             if fields[0].startswith("#"):
                 continue
             if len(fields) != 10 or not re.fullmatch(r"\d+([-.]\d+)?", fields[0]):
                 raise ValueError(f"{path}:{number}: not a line of CoNLL-U: {len(fields)} columns, of which it has 10")
             if fields[0].isdigit():
+                numbers.append(number)
                 words.append(fields[1:8])
         if words:
-            yield dict(zip(CONLLU, map(list, zip(*words))))
+            yield numbers, dict(zip(CONLLU, map(list, zip(*words))))
 
 
-def _is_conllu(path: str) -> bool:
-    """By content: the first line that is no comment has ten columns, a number first."""
-    first = (fields for lines in sentence_lines(path) for _, fields in lines if not fields[0].startswith("#"))
-    return len(fields := next(first, [""])) == 10 and fields[0][:1].isdigit()
+def _repeated(names: list[str]) -> str | None:
+    """Of two columns with one name, json and csv would keep the last and say nothing."""
+    return next((f"column {name!r} is there twice" for i, name in enumerate(names) if name in names[:i]), None)
 
 
-def read_file(path: str, task: str) -> Dataset:
-    """One file -> a memory-mapped Dataset: CoNLL gives tokens and tags, other formats the columns they have."""
+def _record(pairs: list[tuple]) -> dict:
+    if problem := _repeated([name for name, _ in pairs]):
+        raise ValueError(problem)
+    return dict(pairs)
+
+
+def read_json(path: str):
+    """JSON: one object a line, or one array of objects over any number of lines."""
+    decode = json.JSONDecoder(object_pairs_hook=_record).raw_decode
+    array = _beginning(path).startswith("[")
+    for number, text in [(1, "".join(line for _, line in text_lines(path)))] if array else text_lines(path):
+        end = 0
+        while (start := re.compile(r"[\s,\[\]]*").match(text, end).end()) < len(text):
+            number += text.count("\n", end, start)
+            try:
+                record, end = decode(text, start)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}:{number}: not JSON: {getattr(error, 'msg', error)}") from None
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}:{number}: {text[start : min(end, start + 40)]} is no object with columns")
+            yield [number], record
+            number += text.count("\n", start, end)
+        if array and not text.rstrip().endswith("]"):
+            raise ValueError(f"{path}:{number}: the array is not closed")
+
+
+SENTENCE_ID = ("sentence_id", "sent_id", "sentence_idx", "sentence id", "sentence #")
+
+
+def read_csv(path: str, delimiter: str):
+    """CSV with a header: one sentence a row (words and tags between blanks), or one word a row, where a column of
+    sentence ids (an empty one is the id above) or empty lines say which belong together."""
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    rows = csv.reader((line for _, line in text_lines(path)), delimiter=delimiter, quoting=quoting, strict=True)
+    sentence, end = 0, 0  # the sentence's number, and the row's last line: a quoted cell may go over several
+
+    def numbered_rows():
+        nonlocal sentence, end
+        last_id = None
+        for row in rows:
+            if row and len(row) != len(header):
+                raise csv.Error(f"{len(row)} cells under {len(header)} column names")
+            start, end = end + 1, rows.line_num
+            if not row or not word_a_row or (ids and row[ids[0]] not in ("", last_id)):
+                sentence += 1
+            if row:
+                last_id = row[ids[0]] or last_id if ids else None
+                yield sentence, start, row
+
+    try:
+        header, end = [name.strip() for name in next(filter(None, rows), [])], rows.line_num
+        if problem := _repeated(header):
+            raise ValueError(f"{path}:{end}: {problem}")
+        ids = [i for i, name in enumerate(header) if name.lower() in SENTENCE_ID]
+        word_a_row = ids or not {"word", "token"}.isdisjoint(name.lower() for name in header)
+        for _, group in itertools.groupby(numbered_rows(), key=lambda row: row[0]):
+            _, numbers, cells = zip(*group)
+            yield list(numbers), dict(zip(header, map(list, zip(*cells)) if len(cells) > 1 else cells[0]))
+    except csv.Error as error:
+        raise ValueError(f"{path}:{end + 1}: {error}") from None
+    if word_a_row and not sentence:
+        raise ValueError(f"{path}: one word a row, but neither a column sentence_id nor an empty line ends a sentence")
+
+
+def read_parquet(path: str):
+    """Parquet, a piece at a time."""
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1000):
+        for record in batch.to_pylist():
+            yield [], record
+
+
+def read_dataset(dataset: Dataset):
+    """A set of the Hub, or one written by save_to_disk."""
+    for record in dataset:
+        yield [], record
+
+
+def _beginning(path: str) -> str:
+    with open(path, "rb") as file:
+        return file.read(1 << 16).decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+
+
+def choose_reader(path: str, args):
+    """The reader for a file, by its content; its name decides where the content would be broken under that name."""
+    suffix, beginning = Path(path).suffix.lower(), _beginning(path)
+    if suffix == ".parquet" or beginning.startswith("PAR1"):
+        return read_parquet
+    if suffix in (".json", ".jsonl") or re.match(r'\{\s*["}]|\[\s*[\]{]', beginning):
+        return read_json
+    first = beginning.partition("\n")[0]
+    for delimiter in ",;\t":
+        header = [name.strip(' "\r').lower() for name in first.split(delimiter)]
+        if all({*map(str.lower, names)} & {*header} for names in (text_columns(args), label_columns(args))):
+            return functools.partial(read_csv, delimiter=delimiter)
+    if suffix in (".csv", ".tsv"):
+        return functools.partial(read_csv, delimiter=max(",;\t", key=first.count))
+    rows = (fields for lines in sentence_lines(path) for _, fields in lines if not fields[0].startswith("#"))
+    fields = next(rows, [""])
+    return read_conllu if len(fields) == 10 and fields[0][:1].isdigit() else read_conll
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Records -> words and tags
+
+
+def text_columns(args) -> list[str]:
+    return (
+        [args.text_column_name] if args.text_column_name else ["tokens", "words", "token", "word", "text", "sentence"]
+    )
+
+
+def label_columns(args) -> list[str]:
+    if args.label_column_name:
+        return [args.label_column_name]
+    task = args.task_name
+    usual = [f"{task}_tags", "tags", "labels", "tag", task, *["upos"] * (task == "pos")]
+    return [*usual, "spans", "entities", "label"]
+
+
+def _pick(columns, flag: str, names: list[str]) -> str:
+    """The first of the names that is a column, whatever its case; a name may also be a column's number, from 1."""
+    columns = list(columns)
+    folded = [column.lower() for column in columns]
+    for name in names:
+        if name.lower() in folded:
+            return columns[folded.index(name.lower())]
+    if names[0].isdigit() and 1 <= int(names[0]) <= len(columns):
+        return columns[int(names[0]) - 1]
+    raise ValueError(f"no column {' or '.join(map(repr, names))} among {', '.join(columns)}; name it with {flag}")
+
+
+def words_and_tags(record: dict, args) -> tuple[list, list, list[str]]:
+    """One record -> its words, as many tags, and what is worth saying of it as "what was done: to what"."""
+    if "annotations" in record and isinstance(record.get("data"), dict):  # Label Studio
+        done = [a for a in record["annotations"] or [] if not a.get("was_cancelled")]
+        if not done:
+            return [], [], ["left out, as it has no annotation: a task of Label Studio"]
+        spans = [result["value"] for result in done[0]["result"] if "labels" in result.get("value", {})]
+        record = record["data"] | {"spans": spans}
+    columns = text_columns(args)
+    if isinstance(record.get("spans"), list) and "text" in record and not args.text_column_name:
+        if record.get("answer", "accept") != "accept":  # Prodigy
+            return [], [], [f"left out, as its answer is not accept: {record['answer']}"]
+        columns = ["text"]  # Prodigy's tokens are objects, and split by another rule than ours
+    names = _pick(record, "--text_column_name", columns), _pick(record, "--label_column_name", label_columns(args))
+    if names[0] == names[1]:
+        raise ValueError(f"column {names[0]!r} cannot be both words and tags")
+    text, labels = (record[name] for name in names)
+    if (
+        isinstance(text, str)
+        and isinstance(labels, list)
+        and not any(isinstance(label, (str, int)) for label in labels)
+    ):
+        return spans_to_tags(text, [_span(label, text) for label in labels], args.widen_spans)
+    words, tags = (re.findall(r"[^ \t\r\n]+", c) if isinstance(c, str) else c for c in (text, labels))
+    for column, what in ((words, "words"), (tags, "tags")):
+        if not isinstance(column, list):
+            raise ValueError(f"no {what}: {json.dumps(column)} where a list should be")
+    if len(words) != len(tags):
+        raise ValueError(f"{len(words)} words but {len(tags)} tags")
+    return words, tags, []
+
+
+def _span(span, text: str) -> tuple[int, int, str]:
+    """Any tool's way to write a span -> (start, end, type), checked."""
+    if isinstance(span, list) and len(span) == 3:  # Doccano
+        start, end, kind = span
+        quoted = None
+    elif isinstance(span, dict):  # Prodigy, Label Studio, Doccano with relations
+        start, end = (span.get(name, span.get(f"{name}_offset")) for name in ("start", "end"))
+        kind, quoted = span.get("label", span.get("labels")), span.get("text")
+        kind = kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
+    else:
+        raise ValueError(f"{span!r} is no span: [start, end, label]")
+    if not all(type(number) is int for number in (start, end)) or not isinstance(kind, str) or not kind:
+        raise ValueError(f"{span!r} is no span: [start, end, label]")
+    if not 0 <= start < end <= len(text):
+        raise ValueError(f"span {start}-{end} {kind} lies outside the text of {len(text)} characters")
+    if quoted is not None and quoted != text[start:end]:
+        raise ValueError(f"span {start}-{end} {kind} is {text[start:end]!r} in the text, but annotated as {quoted!r}")
+    return start, end, kind
+
+
+def spans_to_tags(text: str, spans: list[tuple[int, int, str]], widen: bool) -> tuple[list[str], list[str], list[str]]:
+    """Text and its entities as characters [start, end) -> words, IOB2 tags, and what was widened to whole words."""
+    where = split_words(text)
+    tags, notes = ["O"] * len(where), []
+    for start, end, kind in sorted(spans):
+        inside = [i for i, (begins, ends) in enumerate(where) if begins < end and ends > start]
+        if not inside:
+            raise ValueError(f"span {start}-{end} {kind} holds no word")
+        begins, ends = where[inside[0]][0], where[inside[-1]][1]
+        if begins < start or end < ends:
+            if not widen:
+                cut = text[begins : where[inside[0]][1]] if begins < start else text[where[inside[-1]][0] : ends]
+                raise ValueError(
+                    f"span {start}-{end} {kind} {text[start:end]!r} cuts the word {cut!r}; mend it, or --widen_spans"
+                )
+            notes.append(f"spans widened to whole words: {text[start:end]!r} to {text[begins:ends]!r}")
+        if any(tags[i] != "O" for i in inside):
+            raise ValueError(f"span {start}-{end} {kind} {text[start:end]!r} overlaps another one")
+        for i in inside:
+            tags[i] = f"{'B' if i == inside[0] else 'I'}-{kind}"
+    return [text[begins:ends] for begins, ends in where], tags, notes
+
+
+def _place(where: str, lines: list[int], row: int, word: int = 0) -> str:
+    """Where a word stands: file.conll:12, or where a format has no lines, name: row 7."""
+    return f"{where}:{lines[min(word, len(lines) - 1)]}" if lines else f"{where}: row {row + 1}"
+
+
+def sentences(records, where: str, names: tuple[str, ...] | None, args):
+    """Records -> {"tokens", "tags", "lines", "notes"} a sentence, tags by name. ValueError says which line is wrong."""
+    empty = True
+    for row, (lines, record) in enumerate(records()):
+        word = 0
+        try:
+            words, tags, notes = words_and_tags(record, args)
+            for word, (token, tag) in enumerate(zip(words, tags)):
+                if not isinstance(token, str):
+                    raise ValueError(f"a word is {json.dumps(token)}")
+                token.encode()  # half of a surrogate pair is no text
+                if type(tag) is int and tag >= 0:
+                    if names and tag >= len(names):
+                        raise ValueError(f"tag {tag} is none of the {len(names)} labels")
+                    tags[word] = names[tag] if names else str(tag)
+                elif not isinstance(tag, str) or not tag:
+                    raise ValueError(f"a tag is {json.dumps(tag)}")
+                tags[word].encode()
+        except ValueError as error:
+            raise ValueError(f"{_place(where, lines, row, word)}: {error}") from None
+        empty = empty and not words
+        yield {"tokens": words, "tags": tags, "lines": lines, "notes": notes}
+    if empty:
+        raise ValueError(f"{where}: no sentences")
+
+
+FEATURES = Features(
+    {"tokens": List(Value("string")), "tags": List(Value("string")), "lines": List(Value("int32"))}
+    | {"notes": List(Value("string"))}
+)
+
+
+def read_source(
+    records, where: str, features: Features | None, content: str, args
+) -> tuple[Dataset, tuple[str, ...] | None]:
+    """A reader's records -> sentences, memory-mapped, and the label names by id where the source has some.
+
+    content: a sum of what is read. It names the cache, not the file's time: an edited file is never answered from it.
+    """
+    names = None
+    try:
+        if features and (kind := features.get(_pick(features, "--label_column_name", label_columns(args)))):
+            names = getattr(getattr(kind, "feature", None), "names", None)
+        columns = args.text_column_name, args.label_column_name, args.task_name, args.widen_spans
+        names = names and tuple(names)  # datasets takes a list among the arguments for shards, and would cut it up
+        arguments = {"records": records, "where": where, "names": names, "args": args}
+        fingerprint = Hasher.hash((content, where, names, columns, _source()))
+        dataset = Dataset.from_generator(sentences, FEATURES, gen_kwargs=arguments, fingerprint=fingerprint)
+    except (datasets.exceptions.DatasetGenerationError, ValueError, pa.ArrowException) as error:
+        cause = str(error.__cause__ or error)
+        raise ValueError(cause if cause.startswith(where) else f"{where}: {cause}") from None
+    return dataset, names
+
+
+def read_file(path: str, args) -> tuple[Dataset, tuple[str, ...] | None]:
+    """One file of any format -> its sentences, and the label names by id if it is Parquet that has them."""
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file")
     if os.path.isdir(path):
         raise ValueError(f"{path}: is a folder (one written by save_to_disk goes to --dataset_name)")
     if os.path.getsize(path) == 0:
         raise ValueError(f"{path}: is empty")
-    # The content's sum names the cache, not the modification time: an edited file is never answered from the cache.
     with open(path, "rb") as file:
-        fingerprint = Hasher.hash((hashlib.file_digest(file, "sha256").hexdigest(), path, task, _source()))
-    try:
-        if reader := READERS.get(Path(path).suffix.lower()):
-            options = {"keep_default_na": False} if reader == "csv" else {}  # NA and null are words like others
-            dataset = datasets.load_dataset(reader, data_files=path, split="train", **options)
-            dataset._fingerprint = fingerprint
-            return dataset
-        reader, columns = (read_conllu, CONLLU) if _is_conllu(path) else (read_conll, ("tokens", "tags"))
-        features = Features({column: List(Value("string")) for column in columns})
-        return Dataset.from_generator(
-            reader, features, gen_kwargs={"path": path, "task": task}, fingerprint=fingerprint
-        )
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-        cause = str(error.__cause__ or error)
-        raise ValueError(cause if cause.startswith(path) else f"{path}: cannot be read: {cause}") from None
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    reader, features = choose_reader(path, args), None
+    if reader is read_parquet:
+        try:
+            features = Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
+        except pa.ArrowException as error:
+            raise ValueError(f"{path}: cannot be read: {error}") from None
+    return read_source(functools.partial(reader, path), path, features, content, args)
 
 
 def read_named(name: str, config: str | None) -> dict[str, Dataset]:
@@ -270,12 +533,7 @@ def read_named(name: str, config: str | None) -> dict[str, Dataset]:
             found = datasets.load_from_disk(name)
         except FileNotFoundError:
             raise ValueError(f"{name}: not a folder written by datasets' save_to_disk") from None
-        if isinstance(found, Dataset):
-            found = {"train": found}
-        for split, dataset in found.items():
-            if dataset._indices:  # saved after a selection or a shuffle
-                found[split] = dataset.flatten_indices(**_cached(f"{dataset._fingerprint}-flat"))
-        return found
+        return {"train": found} if isinstance(found, Dataset) else found
     name, revision = ALIASES.get(name, (name, None))
     try:
         try:
@@ -290,40 +548,6 @@ def read_named(name: str, config: str | None) -> dict[str, Dataset]:
         raise ValueError(f"{name}: cannot be loaded from the Hub: {error}") from None
 
 
-def _pick(columns: list[str], flag: str, named: str | None, usual: list[str], where: str) -> str:
-    """The column a flag names, or the first of the usual ones that is there."""
-    for column in [named] if named else usual:
-        if column in columns:
-            return column
-    wanted = repr(named) if named else " or ".join(map(repr, usual))
-    raise ValueError(f"{where}: no column {wanted} among {', '.join(columns)}; name it with {flag}")
-
-
-def words_and_tags(dataset: Dataset, where: str, text_column: str | None, label_column: str | None, task: str):
-    """Any table of sentences -> the columns tokens (list of str) and tags (list of str, int or ClassLabel)."""
-    text = _pick(dataset.column_names, "--text_column_name", text_column, ["tokens", "words"], where)
-    usual = [f"{task}_tags", "tags", "labels", task] + ["upos"] * (task == "pos")
-    label = _pick(dataset.column_names, "--label_column_name", label_column, usual, where)
-    fingerprint = Hasher.hash((dataset._fingerprint, text, label, _source()))
-    if text == label:
-        raise ValueError(f"{where}: column {text!r} cannot hold both the words and the tags")
-    dataset = dataset.select_columns([text, label])
-    if (text, label) != ("tokens", "tags"):
-        dataset = dataset.rename_columns({text: "tokens", label: "tags"})
-    for column, original, wanted in (("tokens", text, "string"), ("tags", label, "string|u?int|ClassLabel")):
-        kind = dataset.features[column]
-        if re.fullmatch("(large_)?string", getattr(kind, "dtype", "")):  # one cell of a CSV: words between blanks
-            split = functools.partial(_split_cell, column=column)
-            dataset = dataset.map(split, **_cached(fingerprint + column), desc=f"splitting {original}")
-            kind = dataset.features[column]
-        item = getattr(kind, "feature", None)
-        of = "ClassLabel" if isinstance(item, ClassLabel) else getattr(item, "dtype", "")
-        if not re.match(f"(large_)?({wanted})", of):
-            raise ValueError(f"{where}: column {original!r} holds {kind}, where every row should be a list")
-    dataset._fingerprint = fingerprint
-    return dataset
-
-
 def _cached(fingerprint: str) -> dict:
     """Where a derived table is kept: in datasets' cache, never beside the user's own save_to_disk folder."""
     folder = os.path.join(datasets.config.HF_DATASETS_CACHE, "nanotagger")
@@ -331,80 +555,22 @@ def _cached(fingerprint: str) -> dict:
     return {"new_fingerprint": fingerprint, "cache_file_name": os.path.join(folder, f"{fingerprint}.arrow")}
 
 
-def _split_cell(row: dict, column: str) -> dict:
-    return {column: [word for word in (row[column] or "").split(" ") if word]}
-
-
+@functools.cache
 def _source() -> str:
     """Part of every cache key: who edits this file must not be answered with what an older one made."""
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
-def _sentence_lengths(dataset: Dataset, where: str) -> np.ndarray:
-    """[S] words of each sentence; ValueError where words and tags are missing or differ in number."""
-    table = dataset.with_format("arrow")[:]
-    words = pc.fill_null(pc.list_value_length(table["tokens"]), -1).to_numpy()
-    tags = pc.fill_null(pc.list_value_length(table["tags"]), -1).to_numpy()
-    for row in np.flatnonzero((words != tags) | (words < 0))[:1]:
-        counts = [f"{n} {what}" if n >= 0 else f"no {what}" for n, what in ((words[row], "words"), (tags[row], "tags"))]
-        raise ValueError(f"{_line(where, row)}: {' but '.join(counts)}")
-    for column, what in (("tokens", "word"), ("tags", "tag")):
-        missing = np.flatnonzero(pc.is_null(pc.list_flatten(table[column])).to_numpy())
-        for position in missing[:1]:
-            raise ValueError(f"{_line(where, _row_of(position, words))}: a {what} is null")
-    if not words.sum():
-        raise ValueError(f"{where}: no sentences")
-    return words.astype(np.int64)
-
-
-def _row_of(position: int, lengths: np.ndarray) -> int:
-    """The sentence of [S] that holds the word at `position` of the file."""
-    return int(np.searchsorted(np.cumsum(lengths), position, side="right"))
-
-
-def _line(where: str, row: int) -> str:
-    """Where a row stands: `file.jsonl:7` where each line is a row, `name: row 7` elsewhere."""
-    if where.lower().endswith((".jsonl", ".json")):
-        with open(where, "rb") as file:
-            if file.read(1) == b"{":
-                return f"{where}:{row + 1}"
-    return f"{where}: row {row + 1}"
-
-
-def label_list(splits: dict[str, Dataset]) -> list[str]:
-    """Label names by id: the ClassLabel's own order, else the tags of all splits, O first, then by type."""
-    kinds = {split: dataset.features["tags"].feature for split, dataset in splits.items()}
-    first = kinds[next(iter(kinds))]
-    if isinstance(first, ClassLabel):
-        for split, kind in kinds.items():
-            if kind != first:
-                raise ValueError(f"the label names of {split} differ from those of {next(iter(kinds))}")
-        return first.names + _missing_beginnings(first.names)
-    tags = set()
-    for dataset in splits.values():
-        tags.update(map(str, pc.unique(pc.list_flatten(dataset.with_format("arrow")[:]["tags"])).to_pylist()))
-    if all(tag.isdigit() for tag in tags):  # ids without names
-        return sorted(tags, key=int)
-    tags.update(_missing_beginnings(tags))
-    return sorted(tags, key=lambda tag: (tag != "O", tag.partition("-")[2] or tag, tag))
-
-
-def _missing_beginnings(tags) -> list[str]:
-    """B-X for every I-X without one: IOB1 may lack it, and is turned into IOB2."""
-    return [f"B-{tag[2:]}" for tag in tags if tag.startswith("I-") and f"B-{tag[2:]}" not in tags]
-
-
-def _label_ids(dataset: Dataset, labels: list[str], lengths: np.ndarray, where: str) -> np.ndarray:
-    """[W] the label id of every word, in file order."""
-    tags = pc.list_flatten(dataset.with_format("arrow")[:]["tags"])
-    if isinstance(dataset.features["tags"].feature, ClassLabel):
-        ids = tags.to_numpy()
-    else:
-        ids = pc.fill_null(pc.index_in(pc.cast(tags, pa.string()), value_set=pa.array(labels)), -1).to_numpy()
-    for position in np.flatnonzero((ids < 0) | (ids >= len(labels)))[:1]:
-        row = _row_of(position, lengths)
-        raise ValueError(f"{_line(where, row)}: tag {tags[position]} is none of the {len(labels)} labels")
-    return ids.astype(np.int64)
+def label_list(tags: set[str], names: tuple[str, ...] | None = None) -> list[str]:
+    """Label names by id: the source's own names in their order, else the tags that occur, O first, then by type."""
+    labels = set(names or tags)
+    if all(label.isdigit() for label in labels):  # ids without names
+        return [*names] if names else sorted(labels, key=int)
+    # B-X for every I-X without one: IOB1 may lack it, and is turned into IOB2.
+    missing = {f"B-{label[2:]}" for label in labels if label.startswith("I-")} - labels
+    if names:
+        return [*names, *sorted(missing)]
+    return sorted(labels | missing, key=lambda label: (label != "O", label.partition("-")[2] or label, label))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -421,6 +587,13 @@ def _neighbours(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> tup
     return prefix, before, kind == np.roll(kind, 1)
 
 
+def entity_begins(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> np.ndarray:
+    """tags [W] of sentences [S] (not in IOB1) -> [W] whether an entity begins here, as seqeval counts them."""
+    prefix, before, same = _neighbours(tags, lengths, labels)
+    goes_on = np.isin(prefix, [b"I", b"E", b"L"]) & np.isin(before, [b"B", b"I"]) & same
+    return (prefix != b"O") & ~goes_on
+
+
 def tag_scheme(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> tuple[str | None, np.ndarray]:
     """tags [W] of sentences [S] -> IOB1, IOB2, BIOES, BILOU (None: plain tags), and the words that break it, ascending.
 
@@ -431,25 +604,15 @@ def tag_scheme(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> tupl
         return None, np.empty(0, int)
     prefix, before, same = _neighbours(tags, lengths, labels)
     used = set(np.unique(prefix).tolist())
-    goes_on = np.isin(prefix, [b"I", b"E", b"L"]) & np.isin(before, [b"B", b"I"]) & same
-    illegal = np.isin(prefix, [b"I", b"E", b"L"]) & ~goes_on
+    begins = entity_begins(tags, lengths, labels)
+    illegal = np.isin(prefix, [b"I", b"E", b"L"]) & begins
     if used & {b"E", b"S", b"L", b"U"}:
+        goes_on = (prefix != b"O") & ~begins
         illegal |= np.isin(prefix, [b"B", b"I"]) & ~np.append(goes_on[1:], False)  # never ended
         return "BILOU" if used & {b"L", b"U"} else "BIOES", np.flatnonzero(illegal)
     if illegal.any() and (same & (before != b"O"))[prefix == b"B"].all():
         return "IOB1", np.empty(0, int)
     return "IOB2", np.flatnonzero(illegal)
-
-
-def _illegal_note(dataset: Dataset, tags, lengths, labels, where: str, scheme: str, illegal: np.ndarray) -> str:
-    """How many tags break the scheme, and the first three with the tag before them (they are kept as they are)."""
-    shown = []
-    for position in illegal[:3]:
-        row = _row_of(position, lengths)
-        word = position - lengths[:row].sum()
-        before = labels[tags[position - 1]] if word else "the start"
-        shown.append(f"{_line(where, row)} {dataset[row]['tokens'][word]!r} {labels[tags[position]]} after {before}")
-    return f"{len(illegal)} tags break {scheme}: {'; '.join(shown)}{'; ...' if len(illegal) > 3 else ''}"
 
 
 def iob1_to_iob2(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> np.ndarray:
@@ -517,8 +680,8 @@ def max_length(tokenizer, config) -> int:
     return limit if limit < 1_000_000 else 512  # nobody says (XLNet): what it was trained on
 
 
-def encode(sentences: list[list[str]], tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Words -> for every sentence input_ids [T] and word_ids [T], without special tokens.
+def encode(sentences: list[list[str]], tokenizer) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Words -> for every sentence input_ids [T] and word_ids [T], without special tokens, and the words that vanished.
 
     Every word has at least one subword: one that the tokenizer drops (a lone U+FE0F, say) gets the unknown token.
     """
@@ -530,11 +693,12 @@ def encode(sentences: list[list[str]], tokenizer) -> list[tuple[np.ndarray, np.n
     for i, words in enumerate(sentences):
         input_ids = np.asarray(encoding["input_ids"][i], np.int32)
         word_ids = np.asarray(found := encoding.word_ids(i), np.int32)
+        vanished = np.empty(0, np.int32)
         if len(set(found)) < len(words):
-            lost = np.setdiff1d(np.arange(len(words), dtype=np.int32), word_ids)
-            at = np.searchsorted(word_ids, lost)
-            input_ids, word_ids = np.insert(input_ids, at, unknown), np.insert(word_ids, at, lost)
-        encoded.append((input_ids, word_ids))
+            vanished = np.setdiff1d(np.arange(len(words), dtype=np.int32), word_ids)
+            at = np.searchsorted(word_ids, vanished)
+            input_ids, word_ids = np.insert(input_ids, at, unknown), np.insert(word_ids, at, vanished)
+        encoded.append((input_ids, word_ids, vanished))
     return encoded
 
 
@@ -616,21 +780,33 @@ def tokenize(
 
     tags [W] and lengths [S] are those of the whole file. The rows stand in file order and their labelled words,
     laid end to end, are the words of the file: that is how evaluation finds every word again.
+    A sentence's first row also says of the whole sentence: "subwords" (elsewhere 0), "unknown" (words with a subword
+    that the tokenizer does not know), "vanished" (which words it dropped) and "cut" (words longer than a window).
     """
     special = special_tokens(tokenizer)
     if size <= sum(map(len, special)):
         raise ValueError(f"--max_seq_length {size} leaves no room beside {sum(map(len, special))} special tokens")
-    offsets = np.append(0, np.cumsum(lengths))
+    offsets, room = np.append(0, np.cumsum(lengths)), size - sum(map(len, special))
+    unknown = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
 
     def rows(batch: dict, indices: list[int]) -> pa.Table:
-        input_ids, labels = [], []
-        for i, sentence in zip(indices, encode(batch["tokens"], tokenizer)):
-            for window, word_ids in cut(*sentence, special, size, stride):
+        input_ids, labels, facts = [], [], []
+        for i, (subwords, word_ids, vanished) in zip(indices, encode(batch["tokens"], tokenizer)):
+            too_long = np.count_nonzero(np.bincount(word_ids) > room) if len(word_ids) > room else 0
+            fact = len(subwords), len(np.unique(word_ids[subwords == unknown])), vanished + offsets[i], too_long
+            for window, owned in cut(subwords, word_ids, special, size, stride):
                 input_ids.append(window)
-                labels.append(align(word_ids, tags[offsets[i] : offsets[i + 1]], continuation))
+                labels.append(align(owned, tags[offsets[i] : offsets[i + 1]], continuation))
+                facts.append(fact)
+                fact = 0, 0, vanished[:0], 0
         num_labels = [np.count_nonzero(row != -100) for row in labels]
-        columns = {"input_ids": _list_array(input_ids), "labels": _list_array(labels)}
-        return pa.table({**columns, "num_labels": pa.array(num_labels, pa.int32())})
+        subwords, unknowns, vanished, too_long = zip(*facts) if facts else [()] * 4
+        lists = {"input_ids": input_ids, "labels": labels, "vanished": vanished}
+        counts = {"num_labels": num_labels, "subwords": subwords, "unknown": unknowns, "cut": too_long}
+        return pa.table(
+            {name: _list_array(column) for name, column in lists.items()}
+            | {name: pa.array(column, pa.int32()) for name, column in counts.items()}
+        )
 
     key = (dataset._fingerprint, tokenizer.backend_tokenizer.to_str(), tags, size, stride, continuation, _source())
     return dataset.map(
@@ -663,6 +839,8 @@ class Rows(torch.utils.data.Dataset):
         self.first_row = np.cumsum([0, *map(len, columns[0])])
         self.lengths = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
         self.num_labels = table["num_labels"].to_numpy().astype(np.int64)
+        self.subwords, self.unknown, self.cut = (table[name].to_numpy() for name in ("subwords", "unknown", "cut"))
+        self.vanished = pc.list_flatten(table["vanished"]).to_numpy()
         self.first_word = np.cumsum(self.num_labels) - self.num_labels
 
     def __len__(self) -> int:
@@ -672,6 +850,10 @@ class Rows(torch.utils.data.Dataset):
         chunk = np.searchsorted(self.first_row, row, side="right") - 1
         row -= self.first_row[chunk]
         return tuple(values[offsets[row] : offsets[row + 1]] for values, offsets in self.chunks[chunk])
+
+    def windows(self) -> np.ndarray:
+        """[S] the windows of each sentence (those without a word have none, and are not counted)."""
+        return np.diff(np.append(np.flatnonzero(self.subwords), len(self)))
 
     def words(self, rows: np.ndarray) -> np.ndarray:
         """Rows -> the position in the file of each word they label, in their order."""
@@ -749,38 +931,64 @@ def eval_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
 class Split(NamedTuple):
     """One split, ready to train or to score on."""
 
-    rows: Rows  # windows of subwords
+    where: str  # its name in messages
+    sentences: Dataset  # of S words and tags as they were read
     tags: np.ndarray  # [W] gold label id of every word, in file order
     lengths: np.ndarray  # [S] words of every sentence
-    scheme: str | None  # of its file's tags; IOB1 was turned into IOB2
-    notes: list[str]  # what is worth a line before training
+    scheme: str | None  # of its tags; None: plain ones
+    illegal: np.ndarray  # the words whose tags break it
+    notes: list[str]  # what was done to them
+    rows: Rows  # windows of subwords
     fingerprint: str  # of what training sees
+
+    def place(self, position: int) -> tuple[str, str]:
+        """A word of the file -> where it stands, and the word."""
+        row = int(np.searchsorted(np.cumsum(self.lengths), position, side="right"))
+        word, sentence = position - int(self.lengths[:row].sum()), self.sentences[row]
+        return _place(self.where, sentence["lines"], row, word), sentence["tokens"][word]
 
 
 def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
-    """The data flags -> {split: (its name for messages, sentences with tokens and tags)}, and the label names."""
+    """The data flags -> {split: (its name in messages, its sentences)}, and the label names by id."""
     files = {split: getattr(args, f"{split}_file") for split in SPLITS}
     if args.dataset_name and any(files.values()):
         raise ValueError("--dataset_name and --train_file, --validation_file, --test_file exclude each other")
     if args.dataset_name:
-        found = read_named(args.dataset_name, args.dataset_config_name)
-        found = {split: (f"{args.dataset_name} ({split})", found[split]) for split in SPLITS if split in found}
+        found = {}
+        for split, dataset in read_named(args.dataset_name, args.dataset_config_name).items():
+            if (split := {"dev": "validation", "valid": "validation"}.get(split, split)) in SPLITS:
+                where, records = f"{args.dataset_name} ({split})", functools.partial(read_dataset, dataset)
+                found[split] = where, *read_source(records, where, dataset.features, dataset._fingerprint, args)
     else:
         if not any(files.values()):
             files = {split: str(Path(__file__).parent / "samples" / f"{split}.conll") for split in SPLITS}
-        found = {split: (path, read_file(path, args.task_name)) for split, path in files.items() if path}
+        found = {split: (path, *read_file(path, args)) for split, path in files.items() if path}
     if "train" not in found:
         raise ValueError("nothing to train on: " + (args.dataset_name or "--train_file is missing"))
-    columns = args.text_column_name, args.label_column_name, args.task_name
-    found = {split: (where, words_and_tags(dataset, where, *columns)) for split, (where, dataset) in found.items()}
-    for where, dataset in found.values():
-        if len(dataset) == 0:
-            raise ValueError(f"{where}: no sentences")
-    return found, label_list({split: dataset for split, (_, dataset) in found.items()})
+    names = found["train"][2]
+    for split, (_, _, others) in found.items():
+        if others != names:
+            raise ValueError(f"the label names of {split} differ from those of train")
+    tags = [pc.unique(pc.list_flatten(dataset.with_format("arrow")[:]["tags"])) for _, dataset, _ in found.values()]
+    labels = label_list({tag for some in tags for tag in some.to_pylist()}, names)
+    found = {split: found[split][:2] for split in SPLITS if split in found}
+    if args.validation_split:
+        if "validation" in found:
+            raise ValueError("--validation_split: there is a validation split already")
+        where, dataset = found["train"]
+        order = np.random.default_rng(args.seed).permutation(len(dataset))
+        number = round(args.validation_split * len(dataset))
+        if not 0 < number < len(dataset):
+            raise ValueError(f"--validation_split {args.validation_split} of {len(dataset)} sentences leaves none")
+        for split, rows in (("validation", order[:number]), ("train", order[number:])):
+            rows.sort()
+            key = Hasher.hash((dataset._fingerprint, rows))
+            found[split] = where, dataset.select(rows).flatten_indices(**_cached(key))
+    return found, labels
 
 
-def load_splits(args, tokenizer, size: int) -> tuple[dict[str, Split], list[str]]:
-    """The data flags -> the splits, tokenized, and the label names by id.
+def load_splits(args, tokenizer) -> tuple[dict[str, Split], list[str]]:
+    """The data flags -> the splits, tokenized to windows of tokenizer.model_max_length, and the label names by id.
 
     The first process of a machine tokenizes while the others wait at a file lock, not in a collective that could
     time out; they then find its result in the cache.
@@ -791,16 +999,155 @@ def load_splits(args, tokenizer, size: int) -> tuple[dict[str, Split], list[str]
         found, labels = read_splits(args)
         splits = {}
         for split, (where, dataset) in found.items():
-            lengths = _sentence_lengths(dataset, where)
-            tags = _label_ids(dataset, labels, lengths, where)
+            table = dataset.with_format("arrow")[:]
+            lengths = pc.list_value_length(table["tokens"]).to_numpy().astype(np.int64)
+            tags = pc.index_in(pc.list_flatten(table["tags"]), value_set=pa.array(labels)).to_numpy().astype(np.int64)
+            notes = _notes_of_reader(where, dataset)
             scheme, illegal = tag_scheme(tags, lengths, labels)
-            notes = [_illegal_note(dataset, tags, lengths, labels, where, scheme, illegal)] if len(illegal) else []
             if scheme == "IOB1":
-                tags = iob1_to_iob2(tags, lengths, labels)
-                notes.append(f"{where}: IOB1 tags, read as IOB2")
+                scheme, tags = "IOB2", iob1_to_iob2(tags, lengths, labels)
+                notes.append("IOB1 tags, read as IOB2")
             everywhere = args.label_all_tokens and split == "train"
             continuation = continuation_ids(labels) if everywhere else None
+            size = tokenizer.model_max_length
             rows = Rows(tokenize(dataset, tags, lengths, tokenizer, size, args.stride, continuation))
             assert everywhere or rows.num_labels.sum() == len(tags), (split, rows.num_labels.sum(), len(tags))
-            splits[split] = Split(rows, tags, lengths, scheme, notes, rows.fingerprint(labels))
+            splits[split] = Split(where, dataset, tags, lengths, scheme, illegal, notes, rows, rows.fingerprint(labels))
     return splits, labels
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# A look at the data before training: `python data.py` prints all of it, train.py what there is to say
+
+
+def _first_three(number: int, what: str, shown) -> str:
+    return f"{number:,} {what}: {'; '.join(itertools.islice(shown, 3))}{'; ...' if number > 3 else ''}"
+
+
+def checks(splits: dict[str, Split], labels: list[str], size: int) -> list[str]:
+    """A line for everything that someone who trains on this data would want to know; none where all is well."""
+    said = []
+    prefixed = [label for label in labels if re.match("[BIESLU]-", label)]
+    plain = [label for label in labels if label != "O" and label not in prefixed]
+    if prefixed and plain:
+        said.append(f"{plain[0]} has no prefix, {prefixed[0]} has: all are scored as plain tags, not as entities")
+    learned = np.unique(splits["train"].tags)
+    known = _as_one_string(splits["train"].sentences)
+    for name, split in splits.items():
+        lines, rows = split.notes.copy(), split.rows
+        if number := len(split.illegal):
+            shown = (_transition(split, position, labels) for position in split.illegal)
+            lines.append(_first_three(number, f"tags break {split.scheme} and are kept", shown))
+        if len(used := np.unique(split.tags)) == 1:
+            lines.append(f"every tag is {labels[used[0]]}")
+        if number := len(unseen := np.setdiff1d(used, learned)):
+            lines.append(_first_three(number, "tags that train never has", (labels[i] for i in unseen)))
+        if name != "train":
+            there = pc.is_in(_as_one_string(split.sentences), value_set=known).to_numpy() & (split.lengths > 0)
+            if number := np.count_nonzero(there):
+                lines.append(f"{number:,} of {len(there):,} sentences are in train too")
+        if number := len(rows.vanished):
+            shown = ("{} {!r}".format(*split.place(position)) for position in rows.vanished)
+            lines.append(_first_three(number, "words vanish in this tokenizer and become its unknown token", shown))
+        if (number := rows.unknown.sum()) > 0.02 * len(split.tags):
+            lines.append(f"{number / len(split.tags):.1%} of words hold a subword that this tokenizer does not know")
+        if number := np.count_nonzero(rows.windows() > 1):
+            lines.append(f"{number:,} sentences of more than {size} subwords, read in overlapping windows")
+        if number := rows.cut.sum():
+            lines.append(f"{number:,} words longer than a window, tagged by their first subwords")
+        said += [f"{split.where}: {line}" for line in lines]
+    return said
+
+
+def _as_one_string(sentences: Dataset) -> pa.ChunkedArray:
+    return pc.binary_join(sentences.with_format("arrow")[:]["tokens"], "\x1f")
+
+
+def _transition(split: Split, position: int, labels: list[str]) -> str:
+    first = position in np.cumsum(split.lengths) - split.lengths
+    before = "the start" if first else labels[split.tags[position - 1]]
+    return "{} {!r} {} after {}".format(*split.place(position), labels[split.tags[position]], before)
+
+
+def _notes_of_reader(where: str, dataset: Dataset) -> list[str]:
+    """What sentences() noted, by what was done: to which spans or sentences."""
+    kinds = {}
+    for row in np.flatnonzero(pc.list_value_length(dataset.with_format("arrow")[:]["notes"]).to_numpy()):
+        for note in (sentence := dataset[int(row)])["notes"]:
+            what, _, whom = note.partition(": ")
+            kinds.setdefault(what, []).append(f"{_place(where, sentence['lines'], row)} {whom}")
+    return [_first_three(len(shown), what, shown) for what, shown in kinds.items()]
+
+
+def report(splits: dict[str, Split], labels: list[str], tokenizer, args) -> str:
+    """What `python data.py` prints: figures of every split, what checks() has to say, the first sentences aligned."""
+    lines = []
+    for name, split in splits.items():
+        rows, kinds = split.rows, split.tags
+        if split.scheme:
+            kinds = kinds[entity_begins(split.tags, split.lengths, labels)]
+        kinds = [labels[i][2:] if split.scheme else labels[i] for i in kinds]
+        counts = [f"{kind} {number:,}" for kind, number in zip(*np.unique(kinds, return_counts=True))]
+        lines += [
+            f"{name}: {split.where}",
+            f"  {len(split.lengths):,} sentences, {len(split.tags):,} words, {split.scheme or 'plain'} tags",
+            f"  {'entities' if split.scheme else 'words by tag'}: {', '.join(counts)}",
+            f"  words a sentence: {_quantiles(split.lengths)}",
+            f"  subwords a sentence: {_quantiles(rows.subwords[rows.subwords > 0])}",
+            f"  sentences in several windows: {np.count_nonzero(rows.windows() > 1):,} | words that vanish: "
+            f"{len(rows.vanished):,} | words with an unknown subword: {rows.unknown.sum() / len(split.tags):.2%}",
+        ]
+    train, size = splits["train"], args.per_device_train_batch_size
+    for by_length, how in ((False, "in random order"), (True, "with --group_by_length")):
+        batches = global_batches(train.rows.lengths, size, args.seed, 0, by_length)
+        padded = sum(train.rows.lengths[rows].max() * len(rows) for rows in batches)
+        lines.append(f"padding in training batches of {size} {how}: {1 - train.rows.lengths.sum() / padded:.1%}")
+    lines += [f"note: {note}" for note in checks(splits, labels, tokenizer.model_max_length)]
+    for sentence in itertools.islice((sentence for sentence in train.sentences if sentence["tokens"]), 2):
+        lines += ["", *_above(sentence["tokens"], sentence["tags"])]
+    for input_ids, tags in itertools.islice(train.rows, 2):
+        lines += ["", *_above(tokenizer.convert_ids_to_tokens(input_ids.tolist()), [str(tag) for tag in tags])]
+    lines += ["", "label ids: " + ", ".join(f"{i} {label}" for i, label in enumerate(labels))]
+    return "\n".join(lines)
+
+
+def _quantiles(lengths: np.ndarray) -> str:
+    found = np.quantile(lengths, [0, 0.5, 0.95, 0.99, 1], method="lower")
+    return ", ".join(f"{name} {number:,}" for name, number in zip(("least", "median", "95 %", "99 %", "most"), found))
+
+
+def _above(words: list[str], tags: list[str]) -> list[str]:
+    """Words, and below each its tag, as far as a line of 120 characters goes."""
+    widths = [max(len(word), len(tag)) for word, tag in zip(words, tags)]
+    shown = np.count_nonzero(np.cumsum(widths) + np.arange(len(widths)) <= 120)
+    return [" ".join(map(str.ljust, row[:shown], widths)).rstrip() for row in (words, tags)]
+
+
+def speed(splits: dict[str, Split], seconds: float) -> str:
+    total = sum(len(split.lengths) for split in splits.values())
+    return f"{total:,} sentences ready in {seconds:.1f} s: {total / seconds:,.0f} sentences/s"
+
+
+def prepare(args) -> tuple:
+    """The data flags -> the encoder's name, its tokenizer, the splits and the label names."""
+    encoder = args.model_name_or_path or packaged_encoder()
+    tokenizer = load_tokenizer(encoder)
+    limit = max_length(tokenizer, AutoConfig.from_pretrained(encoder))
+    if (args.max_seq_length or limit) > limit:
+        raise ValueError(f"--max_seq_length {args.max_seq_length}: this encoder reads {limit} subwords at most")
+    tokenizer.model_max_length = args.max_seq_length or limit  # saved with the model: infer.py cuts alike
+    return encoder, tokenizer, *load_splits(args, tokenizer)
+
+
+def main() -> None:
+    quiet(progress=sys.stderr.isatty())
+    with bad_input_exits():
+        args = Parser(DataArguments, __doc__).parse(sys.argv[1:])
+        start = time.perf_counter()
+        _, tokenizer, splits, labels = prepare(args)
+        print(speed(splits, time.perf_counter() - start))
+    print(report(splits, labels, tokenizer, args))
+
+
+if __name__ == "__main__":
+    main()

@@ -56,8 +56,8 @@ class Tagger:
         special = data.special_tokens(self.tokenizer)
         rows = [
             (sentence, input_ids, word_ids)
-            for sentence, encoded in enumerate(data.encode(sentences, self.tokenizer))
-            for input_ids, word_ids in data.cut(*encoded, special, self.size, self.stride)
+            for sentence, (subwords, subword_words, _) in enumerate(data.encode(sentences, self.tokenizer))
+            for input_ids, word_ids in data.cut(subwords, subword_words, special, self.size, self.stride)
         ]
         found = [[None] * len(words) for words in sentences]
         for ids in data.eval_batches(np.array([len(input_ids) for _, input_ids, _ in rows], int), self.batch_size):

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from seqeval.metrics import classification_report
+from seqeval.scheme import BILOU, IOB2, IOBES
 
 
 def decode(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,27 +52,36 @@ def in_file_order(words: torch.Tensor, num_words: int) -> tuple[np.ndarray, np.n
     return predicted, losses
 
 
-def has_entities(labels: list[str]) -> bool:
-    """Whether the labels are chunks (B-PER, I-PER, O) rather than one plain tag a word (NOUN, VERB)."""
-    return all(label == "O" or label[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") for label in labels)
+STRICT = {"IOB2": IOB2, "BIOES": IOBES, "BILOU": BILOU}  # seqeval's own names for what data.tag_scheme finds
 
 
-def score(gold: np.ndarray, predicted: np.ndarray, lengths: np.ndarray, labels: list[str]) -> dict:
+def check_strict(labels: list[str], scheme: str | None) -> None:
+    """ValueError where seqeval's strict mode would refuse a label in the midst of training."""
+    wrong = [label for label in labels if scheme is None or label[0] not in scheme.replace("IOB2", "BIO") + "O"]
+    if wrong:
+        raise ValueError(f"--strict needs tags of one scheme: {wrong[0]} is none of {scheme or 'IOB2, BIOES or BILOU'}")
+
+
+def score(
+    gold: np.ndarray, predicted: np.ndarray, lengths: np.ndarray, labels: list[str], scheme: str | None, strict=False
+) -> dict:
     """gold [W], predicted [W] label ids and words per sentence [S] -> precision, recall, f1, accuracy, words,
     per_entity (type -> precision, recall, f1, support).
 
-    Entities by seqeval in its default mode, which is conlleval's. Plain tags are scored each for itself, with the
-    macro average as the overall figure (seqeval would take them for entities and cut NOUN to OUN).
+    Entities by seqeval in its default mode, which is conlleval's, or strictly by the tags' scheme. Plain tags (scheme
+    None) are scored each for itself, with the macro average as the overall figure (seqeval would take them for
+    entities and cut NOUN to OUN).
     """
     scores = {"accuracy": float((gold == predicted).mean()), "words": len(gold)}
-    if has_entities(labels):
+    if scheme:
+        # The default mode reads IOB and BIOES; BILOU's last and only words are BIOES under other letters.
+        letters = {} if strict else {"L": "E", "U": "S"}
+        names = np.array([letters.get(label[0], label[0]) + label[1:] for label in labels], dtype=object)
         ends = np.cumsum(lengths)[:-1]
-        # seqeval's default mode reads IOB and BIOES; BILOU's last and only words are BIOES under other letters.
-        bioes = {"L": "E", "U": "S"}
-        names = np.array([bioes.get(label[0], label[0]) + label[1:] for label in labels], dtype=object)
         sentences = [[part.tolist() for part in np.split(names[ids], ends)] for ids in (gold, predicted)]
+        mode = {"mode": "strict", "scheme": STRICT[scheme]} if strict else {}
         with warnings.catch_warnings(action="ignore"):  # seqeval's mean over types, where there is not one entity
-            report = classification_report(*sentences, output_dict=True, zero_division=0)
+            report = classification_report(*sentences, output_dict=True, zero_division=0, **mode)
         for row in report.values():
             row["f1"] = row.pop("f1-score")
         overall = report.pop("micro avg")

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-import transformers
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -58,6 +57,7 @@ class Arguments(data.DataArguments):
     overwrite_output_dir: bool = flag("output", False, "delete the run that is there")
     logging_steps: int = flag("output", 10, "", "above 0")
     eval_steps: int = flag("output", 0, "0: at the end of each epoch", "0 or more")
+    strict: bool = flag("output", False, "score by seqeval's strict mode, in the tags' own scheme")
     metric_for_best_model: Literal["f1", "accuracy", "precision", "recall", "loss"] | None = flag(
         "output", None, "f1 (accuracy for plain tags such as NOUN)"
     )
@@ -89,7 +89,7 @@ def leave_process_group() -> None:
 
 
 @torch.no_grad()
-def evaluate(raw_model, labels: list[str], batch_size: int, collate, autocast, rank, world_size, split: data.Split):
+def evaluate(raw_model, collate, autocast, batch_size, score, rank, world_size, split: data.Split) -> dict:
     """Scores of a whole split, the same on all ranks. Batches go round the ranks; no collective until the end."""
     start = time.perf_counter()
     device = raw_model.device
@@ -110,7 +110,7 @@ def evaluate(raw_model, labels: list[str], batch_size: int, collate, autocast, r
     scores = [None]
     if rank == 0:
         predicted, losses = metrics.in_file_order(gathered, len(split.tags))
-        scores = [metrics.score(split.tags, predicted, split.lengths, labels)]
+        scores = [score(split.tags, predicted, split.lengths)]
         scores[0] |= {"loss": float(losses.mean(dtype=np.float64)), "runtime": time.perf_counter() - start}
     if world_size > 1:
         dist.broadcast_object_list(scores, src=0)
@@ -134,14 +134,12 @@ def main() -> None:
     with data.bad_input_exits():
         args = data.Parser(Arguments, __doc__).parse(sys.argv[1:])
         precision = network.pick_precision(args.precision, device)
-        encoder = args.model_name_or_path or data.packaged_encoder()
-        tokenizer = data.load_tokenizer(encoder)
-        limit = data.max_length(tokenizer, transformers.AutoConfig.from_pretrained(encoder))
-        if (args.max_seq_length or limit) > limit:
-            raise ValueError(f"--max_seq_length {args.max_seq_length}: this encoder reads {limit} subwords at most")
-        tokenizer.model_max_length = args.max_seq_length or limit  # saved with the model: infer.py cuts alike
-        splits, labels = data.load_splits(args, tokenizer, tokenizer.model_max_length)
+        start = time.perf_counter()
+        encoder, tokenizer, splits, labels = data.prepare(args)
+        log(data.speed(splits, time.perf_counter() - start))
         train, validation, test = (splits.get(split) for split in data.SPLITS)
+        if args.strict:
+            metrics.check_strict(labels, train.scheme)
         if args.early_stopping_patience and not validation:
             raise ValueError("--early_stopping_patience needs a validation split")
         torch.manual_seed(args.seed)  # for the new head
@@ -163,7 +161,7 @@ def main() -> None:
         log(f"{args.output_dir} holds this run, finished; its results:\n{json.dumps(finished[0], indent=2)}")
         return
 
-    for note in [note for split in splits.values() for note in split.notes]:
+    for note in data.checks(splits, labels, tokenizer.model_max_length) if rank == 0 else []:
         log(f"note: {note}")
 
     # Batch arithmetic
@@ -172,7 +170,7 @@ def main() -> None:
     total_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     warmup_steps = math.ceil(args.warmup_ratio * total_steps)
     eval_every = args.eval_steps or steps_per_epoch
-    metric = args.metric_for_best_model or ("f1" if metrics.has_entities(labels) else "accuracy")
+    metric = args.metric_for_best_model or ("f1" if train.scheme else "accuracy")
     log(
         f"{len(train.lengths):,} sentences, {len(train.tags):,} words, {len(labels)} labels"
         f"{f' in {train.scheme}' if train.scheme else ''} | "
@@ -189,8 +187,9 @@ def main() -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     autocast = network.autocast(precision, device)
     collate = functools.partial(data.collate, pad_token_id=tokenizer.pad_token_id or 0)
+    score = functools.partial(metrics.score, labels=labels, scheme=train.scheme, strict=args.strict)
     evaluated = functools.partial(
-        evaluate, raw_model, labels, args.per_device_eval_batch_size, collate, autocast, rank, world_size
+        evaluate, raw_model, collate, autocast, args.per_device_eval_batch_size, score, rank, world_size
     )
 
     # From here on the output folder is ours

@@ -37,9 +37,21 @@ import data  # noqa: E402
 torch.set_num_threads(1)
 
 
+def read(path, **flags) -> list[dict]:
+    """The sentences of a file as the program reads them: [{"tokens": [...], "tags": [...]}]."""
+    dataset, _ = data.read_file(str(path), data.DataArguments(**flags))
+    return dataset.select_columns(["tokens", "tags"]).to_list()
+
+
+def load(encoder: str, size: int = 16, **flags) -> tuple[dict[str, data.Split], list[str]]:
+    """The splits and label names that these data flags give: load(encoder, train_file="x.conll")."""
+    tokenizer = data.load_tokenizer(encoder)
+    tokenizer.model_max_length = size
+    return data.load_splits(data.DataArguments(**{"stride": 4} | flags), tokenizer)
+
+
 def sample_words(split: str = "train", limit: int = 400) -> list[list[str]]:
-    rows = data.read_conll(str(ROOT / "samples" / f"{split}.conll"), "ner")
-    return [row["tokens"] for row, _ in zip(rows, range(limit))]
+    return [sentence["tokens"] for sentence in read(ROOT / "samples" / f"{split}.conll")[:limit]]
 
 
 def run(*command, ranks: int = 1, timeout: int = 100, **env) -> subprocess.CompletedProcess:
@@ -157,10 +169,8 @@ def corpus(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("corpus")
     flags = {}
     for split, limit in (("train", 61), ("validation", 23), ("test", 19)):
-        rows = data.read_conll(str(ROOT / "samples" / f"{split}.conll"), "ner")
         path = folder / f"{split}.txt"
-        sentences = [row for row, _ in zip(rows, range(limit))]
-        write_conll(path, sentences)
+        write_conll(path, read(ROOT / "samples" / f"{split}.conll")[:limit])
         flags[f"--{split}_file"] = str(path)
     return flags
 

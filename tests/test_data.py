@@ -1,15 +1,12 @@
 """Reading, alignment, windows, batches."""
 
-import json
-import types
-
 import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 import tokenizers
 import torch
-from conftest import sample_words, write_conll
+from conftest import load, sample_words, write_conll
 from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -81,11 +78,11 @@ def test_b_becomes_i_by_name_in_any_order_of_labels(labels, expected):
 
 
 def test_labels_o_first_then_by_type():
-    def split(*tags):
-        return datasets.Dataset.from_dict({"tags": [list(tags)]})
-
-    splits = {"train": split("I-PER", "B-PER", "O", "B-LOC"), "test": split("B-creative-work", "I-LOC")}
-    assert data.label_list(splits) == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER", "B-creative-work"]
+    tags = {"I-PER", "B-PER", "O", "B-LOC", "B-creative-work", "I-LOC"}
+    assert data.label_list(tags) == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER", "B-creative-work"]
+    assert data.label_list({"I-PER", "O"}) == ["O", "B-PER", "I-PER"]
+    assert data.label_list({"10", "9", "0"}) == ["0", "9", "10"]
+    assert data.label_list({"unused"}, ["O", "I-X", "B-Y"]) == ["O", "I-X", "B-Y", "B-X"]
 
 
 # ---- tag schemes
@@ -100,7 +97,7 @@ SCHEMES = {  # the same five entities; one PER stands right behind another
 
 def as_ids(text: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     sentences = [sentence.split() for sentence in text.split("|")]
-    labels = data.label_list({"train": datasets.Dataset.from_dict({"tags": sentences})})
+    labels = data.label_list({tag for sentence in sentences for tag in sentence})
     return np.array([labels.index(tag) for s in sentences for tag in s]), np.array([len(s) for s in sentences]), labels
 
 
@@ -124,7 +121,7 @@ def test_every_scheme_scores_the_same_entities_as_strict_seqeval(scheme):
     import metrics
 
     tags, lengths, labels = as_ids(SCHEMES[scheme])
-    scores = metrics.score(tags, tags, lengths, labels)
+    scores = metrics.score(tags, tags, lengths, labels, scheme)
     assert {kind: row["support"] for kind, row in scores["per_entity"].items()} == {"LOC": 2, "PER": 3}
     sentences = [sentence.split() for sentence in SCHEMES[scheme].split("|")]
     mode = {"mode": "strict", "scheme": getattr(seqeval.scheme, scheme.replace("BIOES", "IOBES"))}
@@ -149,27 +146,26 @@ def test_illegal_transitions_are_found(text, scheme, illegal):
 
 def test_what_breaks_the_scheme_is_said_and_kept(encoders, tmp_path):
     write_conll(tmp_path / "x", [{"tokens": ["a", "b", "c"], "tags": ["B-PER", "O", "I-LOC"]}] * 4)
-    flags = arguments(train_file=str(tmp_path / "x"), label_all_tokens=False, stride=4)
-    splits, labels = data.load_splits(flags, data.load_tokenizer(encoders["wordpiece"]), 16)
-    (note,) = splits["train"].notes
-    assert note.startswith("4 tags break IOB2:") and f"{tmp_path / 'x'}: row 1 'c' I-LOC after O;" in note
+    splits, labels = load(encoders["wordpiece"], train_file=str(tmp_path / "x"))
+    (note,) = data.checks(splits, labels, 16)
+    assert note.startswith(f"{tmp_path / 'x'}: 4 tags break IOB2 and are kept: ")
+    assert f"{tmp_path / 'x'}:3 'c' I-LOC after O;" in note
     assert note.count("I-LOC") == 3 and note.endswith("...")
     assert [labels[i] for i in splits["train"].tags[:3]] == ["B-PER", "O", "I-LOC"]
 
 
 def test_an_iob1_file_trains_on_the_labels_of_its_iob2_copy(encoders, tmp_path):
-    tokenizer = data.load_tokenizer(encoders["wordpiece"])
     loaded = {}
     for scheme in ("IOB1", "IOB2"):
         parts = [part.split() for part in SCHEMES[scheme].split("|")]
         write_conll(tmp_path / scheme, [{"tokens": list("abcdefgh")[: len(p)], "tags": p} for p in parts])
-        flags = arguments(train_file=str(tmp_path / scheme), label_all_tokens=False, stride=4)
-        loaded[scheme] = data.load_splits(flags, tokenizer, 16)
+        loaded[scheme] = load(encoders["wordpiece"], train_file=str(tmp_path / scheme))
     (one, labels), (two, same_labels) = loaded["IOB1"], loaded["IOB2"]
     assert labels == same_labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
     assert one["train"].tags.tolist() == two["train"].tags.tolist()
     assert one["train"].fingerprint == two["train"].fingerprint
-    assert one["train"].scheme == "IOB1" and "read as IOB2" in one["train"].notes[0] and not two["train"].notes
+    assert data.checks(one, labels, 16) == [f"{tmp_path / 'IOB1'}: IOB1 tags, read as IOB2"]
+    assert data.checks(two, labels, 16) == []
 
 
 # ---- windows
@@ -247,7 +243,7 @@ def test_short_sentences_are_encoded_as_the_tokenizer_itself_does(encoders, kind
 
 def test_byte_level_words_begin_with_a_space(encoders):
     tokenizer = data.load_tokenizer(encoders["bpe"])
-    ids, word_ids = data.encode([["Sylvain", ",", "Oslo"]], tokenizer)[0]
+    ids, word_ids, _ = data.encode([["Sylvain", ",", "Oslo"]], tokenizer)[0]
     firsts = ids[np.diff(word_ids, prepend=-1) != 0]
     assert all(token.startswith("Ġ") for token in tokenizer.convert_ids_to_tokens(firsts.tolist()))
 
@@ -319,7 +315,7 @@ def test_evaluation_batches_hold_every_row_once_and_pad_little():
 def test_rows_are_views_into_the_file_over_many_chunks(guide_tokenizer, tmp_path):
     sentences = [{"tokens": GUIDE[: 1 + i % 9], "tags": ["O"] * (1 + i % 9)} for i in range(2500)]
     write_conll(tmp_path / "a.txt", sentences)
-    dataset = data.read_file(str(tmp_path / "a.txt"), "ner")
+    dataset, _ = data.read_file(str(tmp_path / "a.txt"), data.DataArguments())
     lengths = np.array([1 + i % 9 for i in range(2500)])
     rows = data.Rows(data.tokenize(dataset, np.arange(lengths.sum()), lengths, guide_tokenizer, 64, 8))
     assert len(rows.chunks) > 1 and len(rows) == 2500
@@ -327,158 +323,6 @@ def test_rows_are_views_into_the_file_over_many_chunks(guide_tokenizer, tmp_path
         input_ids, labels = rows[i]
         assert not input_ids.flags.owndata and not input_ids.flags.writeable
         assert len(input_ids) == rows.lengths[i] and labels[1] == lengths[:i].sum()
-
-
-# ---- sources
-
-
-def test_conll_columns_by_task(tmp_path):
-    path = tmp_path / "four.conll"
-    path.write_text("-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\nrejects VBZ B-VP O\n\n\nPeter NNP B-NP B-PER\n")
-    tags = {task: [row["tags"] for row in data.read_conll(str(path), task)] for task in ("ner", "pos", "chunk")}
-    assert tags["ner"] == [["B-ORG", "O"], ["B-PER"]]
-    assert tags["pos"] == [["NNP", "VBZ"], ["NNP"]]
-    assert tags["chunk"] == [["B-NP", "B-VP"], ["B-NP"]]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "EU\tB-ORG\nsays\tO\n\nhi\tO\n",
-        "EU B-ORG\nsays O\n\nhi O",
-        "EU   B-ORG\r\nsays O\r\n\r\n\r\nhi O\r\n",
-        "\ufeffEU\tB-ORG\nsays\tO\n\t\nhi\tO\n",
-        "\n\nEU B-ORG \nsays O\n   \n-DOCSTART- O\nhi O\n\n\n",
-    ],
-)
-@pytest.mark.parametrize("task", ["ner", "pos", "chunk"])
-def test_two_columns_however_they_are_written(tmp_path, text, task):
-    (tmp_path / "x.conll").write_bytes(text.encode())
-    rows = list(data.read_conll(str(tmp_path / "x.conll"), task))
-    assert rows == [{"tokens": ["EU", "says"], "tags": ["B-ORG", "O"]}, {"tokens": ["hi"], "tags": ["O"]}]
-
-
-def test_comments_stand_above_sentences_and_a_hash_may_be_a_word(tmp_path):
-    (tmp_path / "x.conll").write_text("# sent_id = 1\n# text = EU says\nEU B-ORG\n# O\n\n#nlp O\n#id 7 x\nhi O\n")
-    with pytest.raises(ValueError, match="x.conll:7: 3 columns"):
-        list(data.read_conll(str(tmp_path / "x.conll"), "ner"))
-    (tmp_path / "x.conll").write_text("# sent_id = 1\n# text = EU says\nEU B-ORG\n# O\n\n# a b c\n#nlp O\nhi O\n")
-    rows = list(data.read_conll(str(tmp_path / "x.conll"), "ner"))
-    assert [row["tokens"] for row in rows] == [["EU", "#"], ["#nlp", "hi"]]
-
-
-CONLLU = """\
-# sent_id = 1
-# text = vámonos al mar
-1-2\tvámonos\t_\t_\t_\t_\t_\t_\t_\t_
-1\tvamos\tir\tVERB\tvm\t_\t0\troot\t_\t_
-2\tnos\tnosotros\tPRON\tpp\t_\t1\tobj\t_\t_
-3-4\tal\t_\t_\t_\t_\t_\t_\t_\t_
-3\ta\ta\tADP\tsp\t_\t5\tcase\t_\t_
-4\tel\tel\tDET\tda\t_\t5\tdet\t_\t_
-4.1\tvacío\t_\t_\t_\t_\t_\t_\t_\t_
-5\tmar\tmar\tNOUN\tnc\t_\t1\tobl\t_\t_
-
-# sent_id = 2
-1\tNew York\t_\tPROPN\tnp\t_\t0\troot\t_\t_
-"""
-
-
-@pytest.mark.parametrize("name", ["x.conllu", "x.txt"])
-def test_conllu_by_its_content(tmp_path, name):
-    (tmp_path / name).write_text(CONLLU, encoding="utf-8")
-    flags = arguments(train_file=str(tmp_path / name), task_name="pos")
-    found, labels = data.read_splits(flags)
-    assert list(found["train"][1]["tokens"]) == [["vamos", "nos", "a", "el", "mar"], ["New York"]]
-    assert list(found["train"][1]["tags"]) == [["VERB", "PRON", "ADP", "DET", "NOUN"], ["PROPN"]]
-    assert labels == ["ADP", "DET", "NOUN", "PRON", "PROPN", "VERB"]
-    flags.label_column_name = "xpos"
-    assert data.read_splits(flags)[1] == ["da", "nc", "np", "pp", "sp", "vm"]
-    with pytest.raises(ValueError, match="no column 'ner_tags'.*among tokens, lemma, upos"):
-        data.read_splits(arguments(train_file=str(tmp_path / name)))
-
-
-def test_words_may_hold_blanks_of_other_kinds(tmp_path):
-    (tmp_path / "x.conll").write_text("10\u00a0000 O\n\u200d O\n\x1c O\na O\n")
-    rows = list(data.read_conll(str(tmp_path / "x.conll"), "ner"))
-    assert rows[0]["tokens"] == ["10\u00a0000", "\u200d", "\x1c", "a"]
-
-
-def arguments(**given):
-    names = "dataset_name dataset_config_name text_column_name label_column_name train_file validation_file test_file"
-    return types.SimpleNamespace(**(dict.fromkeys(names.split()) | {"task_name": "ner"} | given))
-
-
-SENTENCES = [
-    {"tokens": ["EU", "rejects", "German", "call"], "tags": ["B-ORG", "O", "B-MISC", "O"]},
-    {"tokens": ["Peter", "Blackburn"], "tags": ["B-PER", "I-PER"]},
-]
-
-
-def write_format(kind: str, folder) -> dict:
-    """SENTENCES in one of the formats -> the data flags that read them."""
-    names = ["O", "B-MISC", "B-ORG", "B-PER", "I-PER"]
-    features = datasets.Features({"tokens": datasets.List(datasets.Value("string"))})
-    features["tags"] = datasets.List(datasets.ClassLabel(names=names))
-    ids = [s | {"tags": [names.index(t) for t in s["tags"]]} for s in SENTENCES]
-    path = folder / f"x.{kind}"
-    if kind == "conll":
-        write_conll(path, SENTENCES, "\t")
-    elif kind == "jsonl":
-        path.write_text("".join(json.dumps(s) + "\n" for s in SENTENCES))
-    elif kind == "json":
-        path.write_text(json.dumps(SENTENCES))
-    elif kind == "csv":
-        path.write_text(
-            "tokens,tags\n" + "".join(f"{' '.join(s['tokens'])},{' '.join(s['tags'])}\n" for s in SENTENCES)
-        )
-    elif kind == "parquet":
-        datasets.Dataset.from_list(ids, features=features).to_parquet(path)
-    elif kind == "folder":
-        datasets.DatasetDict(train=datasets.Dataset.from_list(ids, features=features)).save_to_disk(
-            str(folder / "saved")
-        )
-        return {"dataset_name": str(folder / "saved")}
-    return {"train_file": str(path)}
-
-
-@pytest.mark.parametrize("kind", ["conll", "jsonl", "json", "csv", "parquet", "folder"])
-def test_every_format_gives_the_same_words_and_tags(kind, tmp_path):
-    found, labels = data.read_splits(arguments(**write_format(kind, tmp_path)))
-    where, dataset = found["train"]
-    assert labels == ["O", "B-MISC", "B-ORG", "B-PER", "I-PER"]
-    assert list(dataset["tokens"]) == [s["tokens"] for s in SENTENCES]
-    lengths = data._sentence_lengths(dataset, where)
-    assert data._label_ids(dataset, labels, lengths, where).tolist() == [2, 0, 1, 0, 3, 4]
-
-
-def test_a_saved_folder_is_read_as_it_was_shuffled_and_stays_as_it_is(encoders, tmp_path):
-    sentences = [{"tokens": [str(i)], "tags": ["O"]} for i in range(9)]
-    shuffled = datasets.Dataset.from_list(sentences).shuffle(seed=3)
-    datasets.DatasetDict(train=shuffled).save_to_disk(str(tmp_path / "saved"))
-    before = {path: path.read_bytes() for path in (tmp_path / "saved").rglob("*") if path.is_file()}
-    flags = arguments(dataset_name=str(tmp_path / "saved"), label_all_tokens=False, stride=4)
-    splits, _ = data.load_splits(flags, data.load_tokenizer(encoders["wordpiece"]), 16)
-    assert len(splits["train"].tags) == 9
-    assert list(data.read_splits(flags)[0]["train"][1]["tokens"]) == list(shuffled["tokens"])
-    assert before == {path: path.read_bytes() for path in (tmp_path / "saved").rglob("*") if path.is_file()}
-
-
-def test_columns_by_flag_and_by_task(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"w": ["a", "b"], "pos_tags": ["X", "Y"], "t": [0, 1]}\n')
-    found, labels = data.read_splits(
-        arguments(train_file=str(tmp_path / "x.jsonl"), text_column_name="w", task_name="pos")
-    )
-    assert labels == ["X", "Y"] and list(found["train"][1]["tags"]) == [["X", "Y"]]
-    by_id = arguments(train_file=str(tmp_path / "x.jsonl"), text_column_name="w", label_column_name="t")
-    assert data.read_splits(by_id)[1] == ["0", "1"]
-
-
-def test_an_edited_file_is_not_answered_from_the_cache(tmp_path):
-    path = tmp_path / "x.conll"
-    for word in ("one", "two"):
-        path.write_text(f"{word} O\n")
-        assert list(data.read_file(str(path), "ner")["tokens"]) == [[word]]
 
 
 # ---- the Hub, through hand-laid caches
@@ -498,26 +342,6 @@ def test_a_model_is_found_in_the_hubs_cache_by_its_id(encoders):
 
     assert data.load_tokenizer("bert-base-cased").is_fast
     assert model.load_model("bert-base-cased", ["O", "B-X"]).config.id2label == {0: "O", 1: "B-X"}
-
-
-@pytest.mark.parametrize(("name", "cached"), [("conll2003", "lhoestq___conll2003"), ("wnut_17", "leondz___wnut_17")])
-def test_a_well_known_set_is_found_in_the_datasets_cache_by_its_short_name(name, cached, tmp_path):
-    from pathlib import Path
-
-    write_format("parquet", tmp_path)
-    built = datasets.load_dataset("parquet", data_files={"train": str(tmp_path / "x.parquet")}, cache_dir=str(tmp_path))
-    source = Path(built["train"].cache_files[0]["filename"]).parent
-    target = Path(datasets.config.HF_DATASETS_CACHE) / cached / "default" / "0.0.0" / ("0" * 40)
-    target.mkdir(parents=True)
-    for file in source.iterdir():
-        renamed = file.name.replace("parquet", cached.partition("___")[2])
-        (target / renamed).write_bytes(file.read_bytes())
-    info = json.loads((target / "dataset_info.json").read_text())
-    info |= {"dataset_name": cached.partition("___")[2], "builder_name": "parquet", "config_name": "default"}
-    (target / "dataset_info.json").write_text(json.dumps(info))
-    found, labels = data.read_splits(arguments(dataset_name=name))
-    assert labels == ["O", "B-MISC", "B-ORG", "B-PER", "I-PER"]
-    assert list(found["train"][1]["tokens"]) == [s["tokens"] for s in SENTENCES]
 
 
 def test_a_script_only_set_is_read_from_its_parquet_conversion(monkeypatch):

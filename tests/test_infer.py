@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, run, train
+from conftest import ROOT, read, run, train
 from transformers import AutoModelForTokenClassification, pipeline
 
-import data
 import infer
 import metrics
 
@@ -98,11 +97,11 @@ def test_the_saved_model_scores_what_training_measured(trained, tagger):
     """Word for word: the file's own words, tagged by the saved model, give the very scores of the last evaluation."""
     measured = json.loads((Path(trained) / "all_results.json").read_text())
     for split, prefix in (("validation", "eval"), ("test", "test")):
-        sentences = list(data.read_conll(str(ROOT / "samples" / f"{split}.conll"), "ner"))
+        sentences = read(ROOT / "samples" / f"{split}.conll")
         gold = np.array([tagger.labels.index(tag) for sentence in sentences for tag in sentence["tags"]])
         found = tagger.probabilities([sentence["tokens"] for sentence in sentences])
         predicted = np.array([subwords[0].argmax() for words in found for subwords in words])
-        scores = metrics.score(gold, predicted, np.array([len(words) for words in found]), tagger.labels)
+        scores = metrics.score(gold, predicted, np.array([len(words) for words in found]), tagger.labels, "IOB2")
         assert scores["per_entity"] == measured[f"{prefix}_per_entity"]
         assert scores["accuracy"] == measured[f"{prefix}_accuracy"]
 

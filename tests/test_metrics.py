@@ -75,7 +75,7 @@ def random_tags(labels, count=2000, agree=0.7, seed=0):
 
 def test_entities_are_scored_as_seqeval_scores_them():
     gold, predicted, lengths = random_tags(NER)
-    scores = metrics.score(gold, predicted, lengths, NER)
+    scores = metrics.score(gold, predicted, lengths, NER, "IOB2")
     ends = np.cumsum(lengths)[:-1]
     as_tags = [[[NER[i] for i in part] for part in np.split(ids, ends)] for ids in (gold, predicted)]
     assert scores["precision"] == seqeval.metrics.precision_score(*as_tags)
@@ -91,14 +91,14 @@ def test_entities_are_scored_as_seqeval_scores_them():
 
 def test_the_end_of_a_sentence_ends_an_entity():
     gold = np.array([1, 2, 2, 0])  # B-PER I-PER | I-PER O
-    assert metrics.score(gold, gold, np.array([2, 2]), NER)["per_entity"]["PER"]["support"] == 2
-    assert metrics.score(gold, gold, np.array([4]), NER)["per_entity"]["PER"]["support"] == 1
+    assert metrics.score(gold, gold, np.array([2, 2]), NER, "IOB2")["per_entity"]["PER"]["support"] == 2
+    assert metrics.score(gold, gold, np.array([4]), NER, "IOB2")["per_entity"]["PER"]["support"] == 1
 
 
 def test_plain_tags_are_scored_as_scikit_learn_scores_them_and_keep_their_letters():
     labels = ["ADJ", "NOUN", "PROPN", "VERB", "X"]
     gold, predicted, lengths = random_tags(labels[:4])
-    scores = metrics.score(gold, predicted, lengths, labels)
+    scores = metrics.score(gold, predicted, lengths, labels, None)
     assert list(scores["per_entity"]) == ["ADJ", "NOUN", "PROPN", "VERB"]
     expected = sklearn.metrics.precision_recall_fscore_support(gold, predicted)
     for i, tag in enumerate(labels[:4]):
@@ -111,12 +111,12 @@ def test_plain_tags_are_scored_as_scikit_learn_scores_them_and_keep_their_letter
 
 
 def test_no_entity_anywhere_scores_zero_without_a_warning(recwarn):
-    scores = metrics.score(np.zeros(5, int), np.zeros(5, int), np.array([5]), NER)
+    scores = metrics.score(np.zeros(5, int), np.zeros(5, int), np.array([5]), NER, "IOB2")
     assert scores["f1"] == 0 and scores["accuracy"] == 1 and scores["per_entity"] == {}
     assert "all" in metrics.table(scores) and not recwarn
 
 
 def test_the_table_lines_up():
     gold, predicted, lengths = random_tags(NER)
-    lines = metrics.table(metrics.score(gold, predicted, lengths, NER)).split("\n")
+    lines = metrics.table(metrics.score(gold, predicted, lengths, NER, "IOB2")).split("\n")
     assert len({len(line) for line in lines}) == 1 and lines[1].startswith("LOC") and lines[-1].startswith("all")

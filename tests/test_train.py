@@ -333,7 +333,7 @@ def test_the_first_loss_is_that_of_transformers_own_head(corpus, still, tmp_path
     train(*flat(corpus), *flags, "--output_dir", tmp_path / "out")
     args = data.Parser(script.Arguments, "").parse([*flat(corpus), "--model_name_or_path", still])
     tokenizer = data.load_tokenizer(still)
-    splits, labels = data.load_splits(args, tokenizer, 128)
+    splits, labels = data.load_splits(args, tokenizer)
     torch.manual_seed(42)
     model = network.load_model(still, labels).eval()
     rows = splits["train"].rows
