@@ -1047,7 +1047,7 @@ def checks(splits: dict[str, Split], labels: list[str], size: int) -> list[str]:
             if number := np.count_nonzero(there):
                 lines.append(f"{number:,} of {len(there):,} sentences are in train too")
         if number := len(rows.vanished):
-            shown = ("{} {!r}".format(*split.place(position)) for position in rows.vanished)
+            shown = ("{} {!a}".format(*split.place(position)) for position in rows.vanished)
             lines.append(_first_three(number, "words vanish in this tokenizer and become its unknown token", shown))
         if (number := rows.unknown.sum()) > 0.02 * len(split.tags):
             lines.append(f"{number / len(split.tags):.1%} of words hold a subword that this tokenizer does not know")

@@ -37,6 +37,13 @@ import data  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_configure(config):
+    """`pytest` leaves out what takes minutes; `pytest -m slow` runs that, `pytest -m ""` everything."""
+    config.addinivalue_line("markers", "slow: takes minutes; pytest -m slow")
+    if "-m" not in config.invocation_params.args:
+        config.option.markexpr = "not slow"
+
+
 def read(path, **flags) -> list[dict]:
     """The sentences of a file as the program reads them: [{"tokens": [...], "tags": [...]}]."""
     dataset, _ = data.read_file(str(path), data.DataArguments(**flags))

@@ -152,3 +152,18 @@ def test_samples_are_what_their_script_writes(tmp_path):
     make_samples.main(tmp_path)
     for split in ("train", "validation", "test"):
         assert (tmp_path / f"{split}.conll").read_bytes() == (ROOT / "samples" / f"{split}.conll").read_bytes()
+
+
+def test_a_window_changes_nothing_but_the_context(trained):
+    """Sentences that fit into 16 subwords are tagged alike in windows of 16 and of 128; no word is lost in either."""
+    sentences = [row["tokens"] for row in read(ROOT / "samples" / "test.conll")]
+    exact = infer.Tagger(trained, precision="fp32")
+    long = exact.probabilities(sentences)
+    exact.size = 16
+    cut = exact.probabilities(sentences)
+    assert [len(words) for words in cut] == [len(words) for words in long] == [len(words) for words in sentences]
+    fits = [len(encoded[0]) <= 14 for encoded in data.encode(sentences, exact.tokenizer)]
+    assert 50 < sum(fits) < len(sentences)
+    for one, other, fit in zip(cut, long, fits):
+        if fit:
+            assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(one, other))

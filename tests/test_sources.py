@@ -1,9 +1,19 @@
 # ruff: noqa: E501 - one format, or one note, a line
 """One corpus in every format is the same corpus; what is read, noted and looked at before training."""
 
+import contextlib
+import fcntl
 import functools
+import html
 import json
+import os
+import pty
 import re
+import shutil
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import datasets
@@ -524,3 +534,54 @@ def test_python_data_py_takes_the_data_flags_of_train_py_and_ends_on_bad_input(t
     done = run("data.py", "--train_file", tmp_path / "none")
     assert done.returncode == 2 and done.stderr == f"error: {tmp_path / 'none'}: no such file\n" and not done.stdout
     assert run("data.py", "--help").returncode == 0
+
+
+def on_a_terminal(*command) -> tuple[str, int]:
+    """What a command writes to stderr where that is a terminal of 100 columns, and its peak memory in MiB."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    code = "import resource, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True
+    )
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while some := os.read(ours, 1 << 16):
+            written += some
+    printed = process.communicate()[0]
+    assert process.returncode == 0, written.decode()
+    return written.decode() + printed, int(printed.rsplit("peak ", 1)[1])
+
+
+def repeat_samples(path, sentences: int) -> None:
+    block = "\n".join(
+        "".join(f"{w} {t}\n" for w, t in zip(s["tokens"], s["tags"])) for s in read(ROOT / "samples" / "train.conll")
+    )
+    with open(path, "w", encoding="utf-8") as file:
+        for _ in range(sentences // 2400):
+            file.write(block + "\n")
+
+
+@pytest.mark.parametrize("sentences", [4800, pytest.param(1_000_800, marks=pytest.mark.slow)])
+def test_reading_shows_a_bar_says_its_speed_and_stays_small(sentences, encoders, tmp_path):
+    repeat_samples(tmp_path / "big.conll", sentences)
+    written, peak = on_a_terminal("data.py", "--train_file", tmp_path / "big.conll")
+    print(written)
+    assert f"{sentences:,} sentences ready in " in written and "sentences/s" in written
+    assert "examples/s]" in written and "tokenizing: 100%" in written
+    assert peak < 2048
+    (tmp_path / "big.conll").unlink()
+    for folder in Path(datasets.config.HF_DATASETS_CACHE).iterdir():  # a million sentences are half a gigabyte
+        if sentences > 10_000 and folder.is_dir():
+            shutil.rmtree(folder)
+
+
+def test_the_readmes_examples_are_read(tmp_path):
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|") and "<pre>" in line]
+    examples = [html.unescape(row.partition("<pre>")[2].partition("</pre>")[0]).replace("<br>", "\n") for row in rows]
+    readable = [text for text, row in zip(examples, rows) if "--train_file" in row and "parquet" not in row]
+    assert len(rows) == 11 and len(readable) == 8
+    for text in readable:
+        (tmp_path / "x").write_text(re.sub(r" ?\.\.\.", "\t_" * 5, text) if text.startswith("# text") else text + "\n")
+        assert read(tmp_path / "x", **{"task_name": "pos"} if text.startswith("# text") else {})
