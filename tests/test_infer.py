@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.metrics
 from conftest import ROOT, read, run, train
 from transformers import AutoModelForTokenClassification, pipeline
 
+import data
 import infer
 import metrics
 
@@ -167,3 +169,30 @@ def test_a_window_changes_nothing_but_the_context(trained):
     for one, other, fit in zip(cut, long, fits):
         if fit:
             assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(one, other))
+
+
+def test_parts_of_speech_of_conllu_score_as_scikit_learn_scores_them(encoders, tmp_path):
+    """Trained on a .conllu file, tagged by the saved model, scored by scikit-learn: the results of training."""
+    for split in ("train", "test"):
+        sentences = read(ROOT / "samples" / f"{split}.conll", task_name="pos")[:150]
+        lines = []
+        for sentence in sentences:
+            for i, (word, tag) in enumerate(zip(sentence["tokens"], sentence["tags"]), 1):
+                lines.append(f"{i}\t{word}\t_\t{tag}" + "\t_" * 6)
+            lines.append("")
+        (tmp_path / f"{split}.conllu").write_text("\n".join(lines), encoding="utf-8")
+    files = ["--train_file", tmp_path / "train.conllu", "--test_file", tmp_path / "test.conllu", "--task_name", "pos"]
+    flags = ["--model_name_or_path", encoders["wordpiece"], "--learning_rate", 5e-3, "--precision", "fp32"]
+    train(*files, *flags, "--output_dir", tmp_path / "out")
+    measured = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    tagger = infer.Tagger(str(tmp_path / "out"), precision="fp32")
+    found = tagger.probabilities([sentence["tokens"] for sentence in sentences])
+    predicted = [tagger.labels[subwords[0].argmax()] for words in found for subwords in words]
+    gold = [tag for sentence in sentences for tag in sentence["tags"]]
+    report = sklearn.metrics.classification_report(gold, predicted, output_dict=True, zero_division=0)
+    assert set(measured["test_per_entity"]) == set(gold) | set(predicted) and len(set(predicted)) > 5
+    assert measured["test_accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(gold, predicted))
+    for tag, row in measured["test_per_entity"].items():
+        assert row["support"] == report[tag]["support"]
+        for key, name in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+            assert row[key] == pytest.approx(report[tag][name])
