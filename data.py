@@ -348,17 +348,14 @@ def choose_reader(path: str, args):
 
 
 def text_columns(args) -> list[str]:
-    return (
-        [args.text_column_name] if args.text_column_name else ["tokens", "words", "token", "word", "text", "sentence"]
-    )
+    usual = ["tokens", "words", "token", "word", "text", "sentence"]
+    return [args.text_column_name] if args.text_column_name else usual
 
 
 def label_columns(args) -> list[str]:
-    if args.label_column_name:
-        return [args.label_column_name]
-    task = args.task_name
-    usual = [f"{task}_tags", "tags", "labels", "tag", task, *["upos"] * (task == "pos")]
-    return [*usual, "spans", "entities", "label"]
+    usual = [f"{args.task_name}_tags", "tags", "labels", "tag", args.task_name, "spans", "entities", "label"]
+    usual += ["upos"] if args.task_name == "pos" else []
+    return [args.label_column_name] if args.label_column_name else usual
 
 
 def _pick(columns, flag: str, names: list[str]) -> str:
@@ -376,11 +373,14 @@ def _pick(columns, flag: str, names: list[str]) -> str:
 def words_and_tags(record: dict, args) -> tuple[list, list, list[str]]:
     """One record -> its words, as many tags, and what is worth saying of it as "what was done: to what"."""
     if "annotations" in record and isinstance(record.get("data"), dict):  # Label Studio
-        done = [a for a in record["annotations"] or [] if not a.get("was_cancelled")]
+        try:
+            done = [annotation for annotation in record["annotations"] if not annotation.get("was_cancelled")]
+            values = [result.get("value", {}) for annotation in done[:1] for result in annotation["result"]]
+            record = record["data"] | {"spans": [value for value in values if "labels" in value]}
+        except (AttributeError, KeyError, TypeError):
+            raise ValueError("its annotations are not as Label Studio writes them") from None
         if not done:
             return [], [], ["left out, as it has no annotation: a task of Label Studio"]
-        spans = [result["value"] for result in done[0]["result"] if "labels" in result.get("value", {})]
-        record = record["data"] | {"spans": spans}
     columns = text_columns(args)
     if isinstance(record.get("spans"), list) and "text" in record and not args.text_column_name:
         if record.get("answer", "accept") != "accept":  # Prodigy
@@ -390,19 +390,20 @@ def words_and_tags(record: dict, args) -> tuple[list, list, list[str]]:
     if names[0] == names[1]:
         raise ValueError(f"column {names[0]!r} cannot be both words and tags")
     text, labels = (record[name] for name in names)
-    if (
-        isinstance(text, str)
-        and isinstance(labels, list)
-        and not any(isinstance(label, (str, int)) for label in labels)
-    ):
+    of_spans = isinstance(labels, list) and not any(isinstance(label, (str, int)) for label in labels)
+    if of_spans and isinstance(text, str):
         return spans_to_tags(text, [_span(label, text) for label in labels], args.widen_spans)
     words, tags = (re.findall(r"[^ \t\r\n]+", c) if isinstance(c, str) else c for c in (text, labels))
     for column, what in ((words, "words"), (tags, "tags")):
         if not isinstance(column, list):
-            raise ValueError(f"no {what}: {json.dumps(column)} where a list should be")
+            raise ValueError(f"no {what}: {_shown(column)} where a list should be")
     if len(words) != len(tags):
         raise ValueError(f"{len(words)} words but {len(tags)} tags")
     return words, tags, []
+
+
+def _shown(value) -> str:
+    return json.dumps(value, default=repr)[:80]
 
 
 def _span(span, text: str) -> tuple[int, int, str]:
@@ -415,9 +416,9 @@ def _span(span, text: str) -> tuple[int, int, str]:
         kind, quoted = span.get("label", span.get("labels")), span.get("text")
         kind = kind[0] if isinstance(kind, list) and len(kind) == 1 else kind
     else:
-        raise ValueError(f"{span!r} is no span: [start, end, label]")
+        raise ValueError(f"{_shown(span)} is no span: [start, end, label]")
     if not all(type(number) is int for number in (start, end)) or not isinstance(kind, str) or not kind:
-        raise ValueError(f"{span!r} is no span: [start, end, label]")
+        raise ValueError(f"{_shown(span)} is no span: [start, end, label]")
     if not 0 <= start < end <= len(text):
         raise ValueError(f"span {start}-{end} {kind} lies outside the text of {len(text)} characters")
     if quoted is not None and quoted != text[start:end]:
@@ -462,14 +463,14 @@ def sentences(records, where: str, names: tuple[str, ...] | None, args):
             words, tags, notes = words_and_tags(record, args)
             for word, (token, tag) in enumerate(zip(words, tags)):
                 if not isinstance(token, str):
-                    raise ValueError(f"a word is {json.dumps(token)}")
+                    raise ValueError(f"a word is {_shown(token)}")
                 token.encode()  # half of a surrogate pair is no text
                 if type(tag) is int and tag >= 0:
                     if names and tag >= len(names):
                         raise ValueError(f"tag {tag} is none of the {len(names)} labels")
                     tags[word] = names[tag] if names else str(tag)
                 elif not isinstance(tag, str) or not tag:
-                    raise ValueError(f"a tag is {json.dumps(tag)}")
+                    raise ValueError(f"a tag is {_shown(tag)}")
                 tags[word].encode()
         except ValueError as error:
             raise ValueError(f"{_place(where, lines, row, word)}: {error}") from None
@@ -965,12 +966,16 @@ def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
         found = {split: (path, *read_file(path, args)) for split, path in files.items() if path}
     if "train" not in found:
         raise ValueError("nothing to train on: " + (args.dataset_name or "--train_file is missing"))
-    names = found["train"][2]
-    for split, (_, _, others) in found.items():
-        if others != names:
-            raise ValueError(f"the label names of {split} differ from those of train")
-    tags = [pc.unique(pc.list_flatten(dataset.with_format("arrow")[:]["tags"])) for _, dataset, _ in found.values()]
-    labels = label_list({tag for some in tags for tag in some.to_pylist()}, names)
+    names = next((names for _, _, names in found.values() if names), None)  # of columns that are ids
+    tags = set()
+    for where, dataset, own in found.values():
+        used = pc.unique(pc.list_flatten(dataset.with_format("arrow")[:]["tags"])).to_pylist()
+        if names and (own or names) != names or names and (unknown := set(used).difference(names)):
+            raise ValueError(
+                f"{where}: its labels, {', '.join(own or unknown)}, are not those of another split, {', '.join(names)}"
+            )
+        tags.update(used)
+    labels = label_list(tags, names)
     found = {split: found[split][:2] for split in SPLITS if split in found}
     if args.validation_split:
         if "validation" in found:

@@ -95,12 +95,13 @@ FILES = {  # what is wrong -> (file name, content, the one line)
     "span of nothing": ("train.jsonl", '{"text": "a  b", "label": [[1, 2, "LOC"]]}\n', "train.jsonl:1: span 1-2 LOC holds no word"),
     "span cuts a word": ("train.jsonl", '{"text": "in Oslo", "label": [[3, 5, "LOC"]]}\n', "train.jsonl:1: span 3-5 LOC 'Os' cuts the word 'Oslo'"),
     "overlapping spans": ("train.jsonl", '{"text": "New York", "label": [[0, 8, "LOC"], [4, 8, "ORG"]]}\n', "train.jsonl:1: span 4-8 ORG 'York' overlaps"),
-    "span of floats": ("train.jsonl", '{"text": "Oslo", "label": [[0.0, 4.0, "LOC"]]}\n', "train.jsonl:1: [0.0, 4.0, 'LOC'] is no span"),
-    "span without a type": ("train.jsonl", '{"text": "Oslo", "spans": [{"start": 0, "end": 4}]}\n', "train.jsonl:1: {'start': 0, 'end': 4} is no span"),
+    "span of floats": ("train.jsonl", '{"text": "Oslo", "label": [[0.0, 4.0, "LOC"]]}\n', 'train.jsonl:1: [0.0, 4.0, "LOC"] is no span'),
+    "span without a type": ("train.jsonl", '{"text": "Oslo", "spans": [{"start": 0, "end": 4}]}\n', 'train.jsonl:1: {"start": 0, "end": 4} is no span'),
     "span of two": ("train.jsonl", '{"text": "Oslo", "label": [[0, 4]]}\n', "train.jsonl:1: [0, 4] is no span"),
     "span of two types": ("train.jsonl", '{"text": "Oslo", "label": [{"start": 0, "end": 4, "labels": ["A", "B"]}]}\n', "is no span"),
     "span of another text": ("train.json", '[{"data": {"text": "Oslo"}, "annotations": [{"result": [{"value": {"start": 0, "end": 4, "text": "Rome", "labels": ["LOC"]}}]}]}]',
                              "train.json:1: span 0-4 LOC is 'Oslo' in the text, but annotated as 'Rome'"),
+    "broken annotations": ("train.jsonl", '{"data": {"text": "Oslo"}, "annotations": [[]]}\n', "train.jsonl:1: its annotations are not as Label Studio"),
     "spans over words": ("train.jsonl", '{"tokens": ["Oslo"], "label": [[0, 4, "LOC"]]}\n', "train.jsonl:1: a tag is [0, 4, \"LOC\"]"),
     "unequal csv": ("train.csv", "tokens,tags\na b,O\n", "train.csv:2: 2 words but 1 tags"),
     "short csv row": ("train.csv", "tokens,tags\na,O\na\n", "train.csv:3: 1 cells under 2 column names"),
@@ -201,7 +202,13 @@ def test_data_of_two_splits_with_other_label_names(fails, tmp_path):
         return datasets.Dataset.from_list([{"tokens": ["a"], "ner_tags": [1]}], features=features)
 
     datasets.DatasetDict(train=split("O", "B-X"), test=split("O", "B-Y")).save_to_disk(str(tmp_path / "set"))
-    fails("label names of test differ", "--dataset_name", tmp_path / "set", "--output_dir", tmp_path / "out")
+    fails(
+        "(test): its labels, O, B-Y, are not those of another split, O, B-X",
+        "--dataset_name",
+        tmp_path / "set",
+        "--output_dir",
+        tmp_path / "out",
+    )
 
 
 def test_an_id_that_no_label_has(fails, tmp_path):

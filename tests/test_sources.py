@@ -289,6 +289,17 @@ def test_a_saved_dev_split_is_the_validation_split(encoders, tmp_path):
     assert list(load(encoders["wordpiece"], dataset_name=str(tmp_path / "saved"))[0]) == ["train", "validation"]
 
 
+def test_a_test_file_of_names_goes_with_a_train_file_of_ids(encoders, tmp_path):
+    as_dataset(ids=True).to_parquet(tmp_path / "train.parquet")
+    write_conll(tmp_path / "test.conll", SENTENCES[:2])
+    files = {f"{split.stem}_file": str(split) for split in (tmp_path / "train.parquet", tmp_path / "test.conll")}
+    splits, labels = load(encoders["wordpiece"], **files)
+    assert labels == NAMES and [labels[i] for i in splits["test"].tags[-2:]] == ["B-PER", "I-PER"]
+    write_conll(tmp_path / "test.conll", [{"tokens": ["x"], "tags": ["B-LAW"]}])
+    with pytest.raises(ValueError, match="test.conll: its labels, B-LAW, are not those of another split, O, B-LOC"):
+        load(encoders["wordpiece"], **files)
+
+
 def test_columns_by_flag_and_by_task(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"w": ["a", "b"], "pos_tags": ["X", "Y"], "t": [0, 1]}\n')
@@ -366,7 +377,7 @@ def test_what_was_not_annotated_is_left_out_and_counted(encoders, tmp_path):
 
 PIECES = [b"EU B-ORG\n", b"a\tO\n", b"\n", b"{", b"}", b"[", b"]", b'"tokens": ', b'"tags": ', b'"text": "a b"', b'"label": ', b"[[0, 1, ",
           b'"x"]]', b'["a"]', b'["O"]', b", ", b"0", b"null", b"\r\n", b"\xef\xbb\xbf", b"\xff", b"\x00", b"tokens,tags\n", b"word,tag\n",
-          b'"', b"1\ta" + b"\t_" * 8 + b"\n", b"# x\n", b"-DOCSTART- O\n", b"\\ud800", b'{"tokens": ["a"], "tags": ["O"]}\n']  # fmt: skip
+          b'"', b"1\ta" + b"\t_" * 8 + b"\n", b"# x\n", b"-DOCSTART- O\n", b"\\ud800", b'"data": ', b'"annotations": ', b'"result": ', b'"spans": ', b'"value": ', b'{"text": "a"}', b'"start": ', b'{"tokens": ["a"], "tags": ["O"]}\n']  # fmt: skip
 BYTES = strategies.one_of(
     strategies.binary(max_size=200),
     strategies.lists(strategies.sampled_from(PIECES) | strategies.binary(max_size=3), max_size=15).map(b"".join),

@@ -179,7 +179,7 @@ def test_what_is_saved_is_the_best_model_not_the_last(flags, tmp_path):
         "--output_dir",
         tmp_path / "out",
         "--learning_rate",
-        0.5,
+        50,
         "--warmup_ratio",
         0.5,
         "--max_steps",
