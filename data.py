@@ -23,6 +23,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import sys
 import time
 import unicodedata
@@ -63,8 +64,8 @@ def quiet(progress: bool) -> None:
 
 
 @contextlib.contextmanager
-def bad_input_exits():
-    """Everything a user can get wrong happens in here: it ends as one line on stderr and exit code 2.
+def errors_exit(code: int):
+    """What a user can get wrong, and what a disk can, ends as one line on stderr: code 2 before training, 1 within.
 
     Under torchrun all ranks meet the same fault, and torchrun stops all of them as soon as one has ended: the
     others give rank 0 a minute to say it once.
@@ -74,10 +75,11 @@ def bad_input_exits():
     except (ValueError, OSError) as error:
         rank = int(os.environ.get("RANK", 0))
         if rank > 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(60)
         text = f"{error.filename}: {error.strerror}" if getattr(error, "strerror", None) else str(error)
         print(f"error: {' '.join(text.split())}" + (f" (rank {rank})" if rank else ""), file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(code) from None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -948,6 +950,11 @@ class Split(NamedTuple):
         word, sentence = position - int(self.lengths[:row].sum()), self.sentences[row]
         return _place(self.where, sentence["lines"], row, word), sentence["tokens"][word]
 
+    def row_place(self, row: int) -> str:
+        """Where the sentence stands that a row is a window of."""
+        sentence = int(np.flatnonzero(self.lengths)[np.count_nonzero(self.rows.subwords[: row + 1]) - 1])
+        return _place(self.where, self.sentences[sentence]["lines"], sentence)
+
 
 def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
     """The data flags -> {split: (its name in messages, its sentences)}, and the label names by id."""
@@ -1146,7 +1153,7 @@ def prepare(args) -> tuple:
 
 def main() -> None:
     quiet(progress=sys.stderr.isatty())
-    with bad_input_exits():
+    with errors_exit(2):
         args = Parser(DataArguments, __doc__).parse(sys.argv[1:])
         start = time.perf_counter()
         _, tokenizer, splits, labels = prepare(args)

@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text", help="json: one object a line (text)")
     args = parser.parse_args()
     data.quiet(progress=False)
-    with data.bad_input_exits():
+    with data.errors_exit(2):
         tagger = Tagger(args.model)
     for text, entities in zip(args.text, tagger(args.text, args.aggregation_strategy)):
         if args.format == "json":

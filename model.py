@@ -5,6 +5,7 @@ optimizer = torch.optim.AdamW(parameter_groups(raw_model, 0.01), lr=5e-5)
 logits = raw_model(input_ids, attention_mask).logits   # [B, L] -> [B, L, C]
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,8 @@ import tempfile
 import torch
 import torch.distributed as dist
 import yaml
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
 from torch import nn
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
 
@@ -102,48 +104,177 @@ def save_model(model: PreTrainedModel, tokenizer, folder: str) -> None:
 def load_best(model: PreTrainedModel, folder: str, rank: int, world_size: int) -> None:
     """Weights that save_model wrote, read by rank 0 and sent to the others: they may not share its disk."""
     if rank == 0:
-        model.load_state_dict(load_file(os.path.join(folder, "model.safetensors")), strict=False)
+        safetensors.load_model(model, os.path.join(folder, "model.safetensors"), strict=False)
     if world_size > 1:
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.data, src=0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Checkpoints: output_dir/checkpoints/step-00000123/ holds weights and moments as safetensors, the rest as JSON, and a
+# manifest of their SHA-256 sums that was written last. A folder without a manifest that fits is no checkpoint.
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's state under the parameters' names: "classifier.weight/exp_avg", ..."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    state = optimizer.state.items()
+    return {f"{names[parameter]}/{key}": value for parameter, values in state for key, value in values.items()}
+
+
+def _to_disk(path: str) -> None:
+    """Waits until a file, or a folder's list of files, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoints(folder: str) -> list[str]:
+    """Those of an output folder, the oldest first."""
+    folder = os.path.join(folder, "checkpoints")
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [os.path.join(folder, name) for name in names if name.startswith("step-") and name[5:].isdigit()]
+
+
+def save_checkpoint(folder: str, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, limit: int) -> str:
+    """Writes it beside, renames it when it is whole, and only then removes those beyond the newest `limit`."""
+    path = os.path.join(folder, "checkpoints", f"step-{state['step']:08}")
+    beside = path + ".partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    os.makedirs(beside)
+    try:
+        safetensors.save_model(model, os.path.join(beside, "model.safetensors"))
+        safetensors.save_file(_moments(model, optimizer), os.path.join(beside, "optimizer.safetensors"))
+        _write_whole(os.path.join(beside, "state.json"), json.dumps(state))
+        sums = {name: _sha256(os.path.join(beside, name)) for name in sorted(os.listdir(beside))}
+        _write_whole(os.path.join(beside, "manifest.json"), json.dumps(sums, indent=2))
+        for name in [*sums, "."]:
+            _to_disk(os.path.join(beside, name))
+        if os.path.isdir(path):  # a broken one, or one of the future of the checkpoint that we went back to
+            shutil.rmtree(path)
+        os.rename(beside, path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise OSError(f"{path}: cannot be saved: {error}") from None
+    _to_disk(os.path.dirname(path))
+    for old in checkpoints(folder)[:-limit]:
+        shutil.rmtree(old)
+    return path
+
+
+def fault(path: str) -> str | None:
+    """What is wrong with a checkpoint, if anything is."""
+    try:
+        with open(os.path.join(path, "manifest.json"), encoding="utf-8") as file:
+            sums = json.load(file)
+        for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+            if _sha256(os.path.join(path, name)) != sums[name]:
+                return f"{name} is not the file that was saved"
+    except OSError as error:
+        return f"{os.path.basename(error.filename or path)}: {error.strerror}"
+    except (ValueError, KeyError, TypeError):
+        return "manifest.json is not the file that was saved"
+    return None
+
+
+def find_checkpoint(folder: str, which: str, identity: dict, log) -> str | None:
+    """The one to go on from: for "auto" the newest valid one in the output folder, for "never" none, or the folder
+    that is named. ValueError if it is of another run, or named and invalid."""
+    if which in ("auto", "never"):
+        for path in reversed(checkpoints(folder) if which == "auto" else []):
+            if not (problem := fault(path)):
+                break
+            log(f"skipped {path}: {problem}")
+        else:
+            return None
+    elif problem := fault(path := which):
+        raise ValueError(f"--resume_from_checkpoint {path}: {problem}")
+    with open(os.path.join(path, "state.json"), encoding="utf-8") as file:
+        refuse_another_run(path, json.load(file)["identity"], identity)
+    return path
+
+
+def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world_size: int) -> dict:
+    """Fills model and optimizer on all ranks with what rank 0 reads (they may not share its disk) -> the state."""
+    state = [None]
+    if rank == 0:
+        safetensors.load_model(model, os.path.join(path, "model.safetensors"))
+        moments = safetensors.load_file(os.path.join(path, "optimizer.safetensors"))
+        with open(os.path.join(path, "state.json"), encoding="utf-8") as file:
+            state = [json.load(file)]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    held = {}
+    for i, parameter in enumerate(parameters):
+        empty = {
+            "step": torch.zeros(()),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+        held[i] = {key: moments[f"{names[parameter]}/{key}"] if rank == 0 else empty[key] for key in empty}
+    optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
+    if world_size > 1:
+        dist.broadcast_object_list(state, src=0)
+        for tensor in [*model.parameters(), *model.buffers(), *_moments(model, optimizer).values()]:
+            dist.broadcast(tensor.data, src=0)
+    return state[0]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # The output folder: the same command again is safe
 
-RUN_FILES = ["train_config.yaml", "all_results.json", "config.json", "model.safetensors", "runs"]
-NO_MATTER = ["output_dir", "overwrite_output_dir", "logging_steps"]  # settings that change no result
+RUN_FILES = ["train_config.yaml", "all_results.json", "config.json", "model.safetensors", "runs", "checkpoints"]
+ADVICE = "choose another --output_dir, or --overwrite_output_dir"
+# Flags that change no result. Of the sizes of batches only their product with the ranks does: it is in the identity.
+NO_MATTER = ["output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "save_steps"]
+NO_MATTER += ["save_total_limit", "per_device_train_batch_size", "gradient_accumulation_steps"]
+NO_MATTER += ["per_device_eval_batch_size"]
 
 
-def open_run(folder: str, settings: dict, fingerprints: dict[str, str]) -> dict | None:
-    """Returns this very run's results if the folder holds them. ValueError if it holds another run or a model."""
+def refuse_another_run(where: str, before: dict, now: dict) -> None:
+    """ValueError that names the first difference between what a run was and what it would be now."""
+    for name, value in now.items():
+        if name not in NO_MATTER and before.get(name) != value:
+            short = len(f"{before.get(name)}{value}") < 80
+            what = f"its {name} is {before.get(name)}, not {value}" if short else f"its {name} differ"
+            raise ValueError(f"{where}: holds another run: {what}; {ADVICE}")
+
+
+def open_run(folder: str, settings: dict, identity: dict) -> dict | None:
+    """Returns this very run's results if the folder holds them. ValueError if it holds another run or a model.
+
+    settings: the flags. identity: what else makes a run this one: labels, data, sentences a step.
+    """
     os.makedirs(folder, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()  # OSError where nothing can be written
     config, results, *_ = paths = [os.path.join(folder, name) for name in RUN_FILES]
     there = [path for path in paths if os.path.exists(path)]
     if settings["overwrite_output_dir"] or not there:
         return None
-    advice = "choose another --output_dir, or --overwrite_output_dir"
     if config not in there:
-        raise ValueError(f"{there[0]}: not from a run of train.py; {advice}")
+        raise ValueError(f"{there[0]}: not from a run of train.py; {ADVICE}")
     with open(config, encoding="utf-8") as file:
         before = yaml.safe_load(file)
-    for name, value in settings.items():
-        if name not in NO_MATTER and before.get(name) != value:
-            raise ValueError(f"{folder}: holds another run: its --{name} is {before.get(name)}, not {value}; {advice}")
+    flags = {f"--{name}": value for name, value in settings.items() if name not in NO_MATTER}
+    refuse_another_run(folder, {f"--{name}": value for name, value in before.items()}, flags)
     if results not in there:
         return None
     with open(results, encoding="utf-8") as file:
         finished = json.load(file)
-    for split, fingerprint in fingerprints.items():
-        if finished["fingerprints"].get(split) != fingerprint:
-            raise ValueError(f"{folder}: holds a run on other {split} data; {advice}")
+    refuse_another_run(folder, finished["identity"], identity)
     return finished
 
 
-def begin_run(folder: str, settings: dict) -> None:
+def begin_run(folder: str, settings: dict, goes_on: bool) -> None:
     """Clears what an older run left, and nothing else; train_config.yaml then says whose folder it is."""
-    for name in RUN_FILES:
+    for name in RUN_FILES if not goes_on else []:
         path = os.path.join(folder, name)
         if os.path.isdir(path):
             shutil.rmtree(path)
@@ -161,4 +292,6 @@ def _write_whole(path: str, text: str) -> None:
     """Never leaves half a file behind."""
     with open(path + ".new", "w", encoding="utf-8") as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(path + ".new", path)

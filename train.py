@@ -14,10 +14,12 @@ import gc
 import json
 import math
 import os
+import signal
 import sys
 import time
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Literal
 
@@ -57,11 +59,17 @@ class Arguments(data.DataArguments):
     overwrite_output_dir: bool = flag("output", False, "delete the run that is there")
     logging_steps: int = flag("output", 10, "", "above 0")
     eval_steps: int = flag("output", 0, "0: at the end of each epoch", "0 or more")
+    save_steps: int = flag("output", 0, "checkpoints; 0: at the end of each epoch", "0 or more")
+    save_total_limit: int = flag("output", 2, "checkpoints kept", "above 0")
+    resume_from_checkpoint: str = flag("output", "auto", "auto: the newest valid one; never; or a folder")
     strict: bool = flag("output", False, "score by seqeval's strict mode, in the tags' own scheme")
     metric_for_best_model: Literal["f1", "accuracy", "precision", "recall", "loss"] | None = flag(
         "output", None, "f1 (accuracy for plain tags such as NOUN)"
     )
     early_stopping_patience: int = flag("output", 0, "evaluations without a better score (0: off)", "0 or more")
+
+
+TIMEOUT = timedelta(minutes=30)  # of a collective: rank 0 may save or score meanwhile
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -78,6 +86,46 @@ def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -
 def dropout_seed(seed: int, step: int, rank: int) -> int:
     """Randomness is a function of where we are, not of what ran before: a resumed run draws the same masks."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+
+
+def from_rank_0(function, *arguments):
+    """Calls it on rank 0 alone; all ranks return what it returned, or raise what it raised: none runs ahead."""
+    outcome = [None, None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            outcome[0] = function(*arguments)
+        except (OSError, ValueError) as error:
+            outcome[1] = error
+    if dist.is_initialized():
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1]:
+        raise outcome[1]
+    return outcome[0]
+
+
+def sum_over_ranks(value: torch.Tensor) -> float:
+    value = value.clone()
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return value.item()
+
+
+def catch_signals() -> torch.Tensor:
+    """[1] the signal that asks this process to stop, SIGTERM or SIGINT, 0 before; the second one stops it at once."""
+    asked = torch.zeros(1, dtype=torch.int32)
+
+    def ask(number, frame):
+        asked.fill_(number)
+        release_signals()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    return asked
+
+
+def release_signals() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def leave_process_group() -> None:
@@ -120,6 +168,12 @@ def evaluate(raw_model, collate, autocast, batch_size, score, rank, world_size, 
 # ----------------------------------------------------------------------------------------------------------------------
 
 
+def stop_at_broken_step(step: int, train: data.Split, rows: np.ndarray) -> None:
+    """All ranks come here together: they summed up the same gradient. No weight has changed since."""
+    places = ", ".join(train.row_place(row) for row in rows[:16])
+    raise ValueError(f"step {step + 1}: the loss or its gradient is not finite. Its sentences: {places}")
+
+
 def main() -> None:
     # Device and ranks: torchrun says who we are; without it we are alone.
     rank = int(os.environ.get("RANK", 0))
@@ -131,7 +185,7 @@ def main() -> None:
     data.quiet(progress=rank == 0 and terminal)
 
     # Everything that can be wrong with the input is found in this block, before anything is trained or overwritten.
-    with data.bad_input_exits():
+    with data.errors_exit(2):
         args = data.Parser(Arguments, __doc__).parse(sys.argv[1:])
         precision = network.pick_precision(args.precision, device)
         start = time.perf_counter()
@@ -146,30 +200,33 @@ def main() -> None:
         raw_model = network.load_model(encoder, labels, args.gradient_checkpointing).to(device)
         network.check_labels(raw_model, max(int(split.tags.max()) for split in splits.values()))
 
-        # Rank 0 looks at the output folder and tells the others: they may be on another machine.
+        # Only rank 0 looks at the output folder: the others may be on another machine.
         if world_size > 1:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+            hosts = dist.new_group(backend="gloo", timeout=TIMEOUT)  # for what must not wait for the GPU
             atexit.register(leave_process_group)
-        fingerprints = {name: split.fingerprint for name, split in splits.items()}
         settings = dataclasses.asdict(args)
-        finished = [network.open_run(args.output_dir, settings, fingerprints) if rank == 0 else None]
-        if world_size > 1:
-            dist.broadcast_object_list(finished, src=0)
-    if finished[0]:
-        log(f"{args.output_dir} holds this run, finished; its results:\n{json.dumps(finished[0], indent=2)}")
+        global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size
+        identity = {"labels": labels, "sentences a step": global_batch_size}
+        identity |= {f"{name} data": split.fingerprint for name, split in splits.items()}
+        finished = from_rank_0(network.open_run, args.output_dir, settings, identity)
+        which = args.resume_from_checkpoint
+        which = "never" if finished or args.overwrite_output_dir and which == "auto" else which
+        checkpoint = from_rank_0(network.find_checkpoint, args.output_dir, which, identity, log)
+    if finished:
+        log(f"{args.output_dir} holds this run, finished; its results:\n{json.dumps(finished, indent=2)}")
         return
 
     for note in data.checks(splits, labels, tokenizer.model_max_length) if rank == 0 else []:
         log(f"note: {note}")
 
     # Batch arithmetic
-    global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size
     steps_per_epoch = math.ceil(len(train.rows) / global_batch_size)
     total_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     warmup_steps = math.ceil(args.warmup_ratio * total_steps)
-    eval_every = args.eval_steps or steps_per_epoch
+    eval_every, save_every = args.eval_steps or steps_per_epoch, args.save_steps or steps_per_epoch
     metric = args.metric_for_best_model or ("f1" if train.scheme else "accuracy")
     log(
         f"{len(train.lengths):,} sentences, {len(train.tags):,} words, {len(labels)} labels"
@@ -182,7 +239,6 @@ def main() -> None:
     raw_model.train()
     warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # its successor is not there on torch 2.11
     network.freeze_unused(raw_model)
-    model = raw_model if world_size == 1 else DistributedDataParallel(raw_model, broadcast_buffers=False)
     optimizer = torch.optim.AdamW(network.parameter_groups(raw_model, args.weight_decay), lr=0.0, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     autocast = network.autocast(precision, device)
@@ -192,32 +248,42 @@ def main() -> None:
         evaluate, raw_model, collate, autocast, args.per_device_eval_batch_size, score, rank, world_size
     )
 
+    # The loop's state, set or restored. All else is a function of it: the learning rate, the order, the dropout.
+    state = dict.fromkeys(("step", "skipped", "best_step", "loss", "seconds", "sentences", "tokens"), 0) | {"best": {}}
+    if checkpoint:
+        state = network.load_checkpoint(checkpoint, raw_model, optimizer, rank, world_size)
+        scaler.load_state_dict(state["scaler"])
+        log(f"resumed from {checkpoint}")
+    step, skipped, best_step, best = (state[name] for name in ("step", "skipped", "best_step", "best"))
+    seconds, sentences, tokens = (state[name] for name in ("seconds", "sentences", "tokens"))  # of training alone
+    total_loss = torch.tensor(
+        float(state["loss"] if rank == 0 else 0), device=device, dtype=torch.float64
+    )  # this rank's
+    logged_loss, logged_step, logged_seconds, logged_tokens = state["loss"], step, seconds, tokens
+    broken_at = torch.full((), -1, device=device)  # the first step whose gradient is not finite
+    model = raw_model if world_size == 1 else DistributedDataParallel(raw_model, broadcast_buffers=False)
+
     # From here on the output folder is ours
+    from_rank_0(network.begin_run, args.output_dir, settings, bool(checkpoint))
     if rank == 0:
-        network.begin_run(args.output_dir, settings)
-        writer = SummaryWriter(os.path.join(args.output_dir, "runs"))
+        writer = SummaryWriter(os.path.join(args.output_dir, "runs"), purge_step=step)
     else:
         writer = SimpleNamespace(add_scalar=lambda *_: None, close=lambda: None)
+    bar = tqdm(total=total_steps, initial=step, desc="training", disable=rank > 0 or not terminal)
+    patience = args.early_stopping_patience * eval_every
+    asked_to_stop, stopping = catch_signals(), False
 
-    # The loop's state
-    step, best_score, best_step, best = 0, -math.inf, 0, {}
-    total_loss = torch.zeros((), device=device, dtype=torch.float64)  # of all steps so far, this rank's share
-    logged_loss, logged_step = 0.0, 0
-    seconds = logged_seconds = 0.0  # of training alone: the clock stops for evaluation and saving
-    sentences = tokens = logged_tokens = 0
-    bar = tqdm(total=total_steps, desc="training", disable=rank > 0 or not terminal)
-
-    while step < total_steps:
+    while not (stopping or step == total_steps or patience and step - best_step >= patience):
         epoch, position = divmod(step, steps_per_epoch)
         batches = data.global_batches(train.rows.lengths, global_batch_size, args.seed, epoch, args.group_by_length)
-        batches = batches[position:]
+        batches, first_step = batches[position:], step
         mine = data.micro_batches(batches, args.gradient_accumulation_steps, rank, world_size)
         loader = iter(DataLoader(train.rows, batch_sampler=mine, collate_fn=collate, pin_memory=device.type == "cuda"))
         for global_batch in batches:
             # ---------------------------------------------------------------------------------------- one step, timed
             start = time.perf_counter()
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, total_steps, warmup_steps, args.learning_rate)
+                group["lr"] = learning_rate(step - skipped, total_steps, warmup_steps, args.learning_rate)
             torch.manual_seed(dropout_seed(args.seed, step, rank))
             num_labels = max(1, int(train.rows.num_labels[global_batch].sum()))  # of all ranks: no collective needed
             for micro_step in range(args.gradient_accumulation_steps):
@@ -233,8 +299,16 @@ def main() -> None:
                 total_loss += loss.detach()
             scaler.unscale_(optimizer)
             grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), args.max_grad_norm or math.inf)
-            scaler.step(optimizer)
-            scaler.update()
+            if scaler.is_enabled():
+                scale = scaler.get_scale()
+                scaler.step(optimizer)
+                scaler.update()
+                skipped += scaler.get_scale() < scale  # the schedule waits for a step that was not taken
+                broken_at.fill_(step if scale < 1 else -1)
+            else:
+                broken_at = torch.where((broken_at < 0) & ~grad_norm.isfinite(), step, broken_at)
+                optimizer.found_inf = (broken_at >= 0).float()  # the fused kernel then takes no step, without a sync
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
             sentences += len(global_batch)
@@ -242,16 +316,22 @@ def main() -> None:
             # --------------------------------------------------------------------------------------------------------
             evaluating = step % eval_every == 0 or step == total_steps
             logging = step % args.logging_steps == 0 or step == total_steps
-            if device.type == "cuda" and (logging or evaluating):
+            signals = asked_to_stop.clone()
+            if world_size > 1:
+                dist.all_reduce(signals, dist.ReduceOp.MAX, group=hosts)  # hosts agree, no GPU waits
+            stopping = bool(signals)
+            saving = step % save_every == 0 or stopping
+            if device.type == "cuda" and (logging or evaluating or saving):
                 torch.cuda.synchronize()  # the clock counts finished work
             seconds += time.perf_counter() - start
             bar.update()
+            if (device.type == "cpu" or logging or evaluating or saving) and broken_at >= 0:
+                with data.errors_exit(1):
+                    stop_at_broken_step(int(broken_at), train, batches[int(broken_at) - first_step])
 
             if logging:
-                global_loss = total_loss.clone()
-                if world_size > 1:
-                    dist.all_reduce(global_loss)
-                mean_loss = (global_loss.item() - logged_loss) / (step - logged_step)
+                loss_so_far = sum_over_ranks(total_loss)
+                mean_loss = (loss_so_far - logged_loss) / (step - logged_step)
                 lr = optimizer.param_groups[0]["lr"]
                 rate = (tokens - logged_tokens) / (seconds - logged_seconds)
                 scalars = {
@@ -266,30 +346,42 @@ def main() -> None:
                 bar.set_postfix_str(line)
                 if not terminal:
                     log(f"step {step}/{total_steps} | {line}")
-                logged_loss, logged_step, logged_seconds, logged_tokens = global_loss.item(), step, seconds, tokens
+                logged_loss, logged_step, logged_seconds, logged_tokens = loss_so_far, step, seconds, tokens
 
             if evaluating and validation:
                 scores = evaluated(validation)
                 for name, value in metrics.scalars(scores).items():
                     writer.add_scalar(f"eval/{name}", value, step)
-                this_score = -scores["loss"] if metric == "loss" else scores[metric]
                 shown = " | ".join(f"{name} {scores[name]:.4f}" for name in ("loss", "f1", "accuracy"))
                 log(f"step {step}/{total_steps} | eval {shown}")
-                if this_score > best_score or not best:
-                    best_score, best_step, best = this_score, step, scores
-                    if rank == 0:
-                        network.save_model(raw_model, tokenizer, args.output_dir)
-            patience = args.early_stopping_patience * eval_every
-            if evaluating and patience and step - best_step >= patience:
-                log(f"stopped: no better {metric} since step {best_step}")
-                total_steps = step
-            if step == total_steps:
+                sign = -1 if metric == "loss" else 1
+                if not best or sign * scores[metric] > sign * best[metric]:
+                    best_step, best = step, scores
+                    with data.errors_exit(1):
+                        from_rank_0(network.save_model, raw_model, tokenizer, args.output_dir)
+
+            if saving:
+                state = {"step": step, "skipped": skipped, "best_step": best_step, "best": best, "seconds": seconds}
+                state |= {"sentences": sentences, "tokens": tokens, "loss": sum_over_ranks(total_loss)}
+                state |= {"scaler": scaler.state_dict(), "identity": identity}
+                limit = args.save_total_limit
+                with data.errors_exit(1):
+                    saved = from_rank_0(network.save_checkpoint, args.output_dir, raw_model, optimizer, state, limit)
+            if stopping or step == total_steps or patience and step - best_step >= patience:
                 break
     bar.close()
+    release_signals()
+    train_loss = sum_over_ranks(total_loss) / step
+    if stopping:
+        writer.close()
+        log(f"stopped by {signal.Signals(int(signals)).name}; the same command goes on from {saved}")
+        raise SystemExit(128 + int(signals))
+    if step < total_steps:
+        log(f"stopped: no better {metric} since step {best_step}")
 
     # Results, of the best model: its evaluation is the one of the weights that were saved
-    if not validation and rank == 0:
-        network.save_model(raw_model, tokenizer, args.output_dir)
+    if not validation:
+        from_rank_0(network.save_model, raw_model, tokenizer, args.output_dir)
     scored = {"eval": best} if validation else {}
     if test:
         network.load_best(raw_model, args.output_dir, rank, world_size)
@@ -298,17 +390,16 @@ def main() -> None:
             writer.add_scalar(f"test/{name}", value, step)
     results = {
         "epoch": step / steps_per_epoch,
-        "train_loss": logged_loss / step,
+        "train_loss": train_loss,
         "train_runtime": seconds,
         "train_samples_per_second": sentences / seconds,
         "train_tokens_per_second": tokens / seconds,
         **{f"{split}_{name}": value for split, scores in scored.items() for name, value in scores.items()},
         "world_size": world_size,
         "precision": precision,
-        "fingerprints": fingerprints,
+        "identity": identity,
     }
-    if rank == 0:
-        network.finish_run(args.output_dir, results)
+    from_rank_0(network.finish_run, args.output_dir, results)
     for split, scores in scored.items():
         log(f"\n{split}: {scores['words']:,} words, loss {scores['loss']:.4f}, accuracy {scores['accuracy']:.4f}")
         log(metrics.table(scores))
