@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+import uuid
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -128,6 +129,30 @@ def release_signals() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def join_process_group(backend: str, rank: int, world_size: int) -> None:
+    """init_process_group under a name that only the ranks alive now know.
+
+    torchrun keeps its store over restarts, and ranks that find their predecessors' addresses there hang or fail
+    (torch 2.13: 6 of 8 restarts on gloo). So every rank leaves a token, and goes on when rank 0 has shown it, beside
+    its own, which is the name.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    token, name, waiting = uuid.uuid4().hex, None, set(range(1, world_size))
+    store.set(f"rank {rank}", token)
+    while rank == 0 and waiting:
+        store.set("tokens", " ".join(store.get(f"rank {other}").decode() for other in range(world_size)))
+        waiting = {other for other in waiting if not store.check([f"{token} seen by {other}"])}
+        time.sleep(0.01)
+    while rank > 0 and not name:
+        tokens = store.get("tokens").decode().split()
+        name = tokens[0] if token in tokens else time.sleep(0.01)
+    if rank > 0:
+        store.set(f"{name} seen by {rank}", "")
+    store = dist.PrefixStore(name or token, store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    atexit.register(leave_process_group)
+
+
 def leave_process_group() -> None:
     """At the very end, after main has let go of DDP: were its reducer the last to hold the group, Gloo's destructor
     would wait for a thread that waits for the interpreter (pytorch/pytorch#56297; one run in three hung or crashed).
@@ -204,9 +229,8 @@ def main() -> None:
         if world_size > 1:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+            join_process_group("nccl" if device.type == "cuda" else "gloo", rank, world_size)
             hosts = dist.new_group(backend="gloo", timeout=TIMEOUT)  # for what must not wait for the GPU
-            atexit.register(leave_process_group)
         settings = dataclasses.asdict(args)
         global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size
         identity = {"labels": labels, "sentences a step": global_batch_size}
@@ -266,7 +290,7 @@ def main() -> None:
     # From here on the output folder is ours
     from_rank_0(network.begin_run, args.output_dir, settings, bool(checkpoint))
     if rank == 0:
-        writer = SummaryWriter(os.path.join(args.output_dir, "runs"), purge_step=step)
+        writer = SummaryWriter(os.path.join(args.output_dir, "runs"), purge_step=step + 1)
     else:
         writer = SimpleNamespace(add_scalar=lambda *_: None, close=lambda: None)
     bar = tqdm(total=total_steps, initial=step, desc="training", disable=rank > 0 or not terminal)

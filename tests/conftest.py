@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 
 # Before any import of datasets or transformers: nothing of the user's caches, no network.
@@ -63,6 +64,7 @@ def sample_words(split: str = "train", limit: int = 400) -> list[list[str]]:
 
 def run(*command, ranks: int = 1, timeout: int = 100, **env) -> subprocess.CompletedProcess:
     """A real command in a process of its own: run("train.py", "--seed", 1, ranks=2). A hang is a failure."""
+    mark = f"TEST_PROCESS={uuid.uuid4().hex}"
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     process = subprocess.Popen(
         [sys.executable, *launch, *map(str, command)],
@@ -70,14 +72,15 @@ def run(*command, ranks: int = 1, timeout: int = 100, **env) -> subprocess.Compl
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {key: str(value) for key, value in env.items()},
-        start_new_session=True,
+        env=os.environ | {key: str(value) for key, value in env.items()} | dict([mark.split("=")]),
     )
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     finally:
-        with contextlib.suppress(ProcessLookupError):  # torchrun's ranks outlive it when it is killed
-            os.killpg(process.pid, signal.SIGKILL)
+        for environment in Path("/proc").glob("[0-9]*/environ"):  # torchrun's ranks outlive it when it is killed
+            with contextlib.suppress(OSError):
+                if mark.encode() in environment.read_bytes():
+                    os.kill(int(environment.parent.name), signal.SIGKILL)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 

@@ -1,0 +1,476 @@
+"""A kill does not matter, nor how the ranks are laid out: every fault with real processes, each under a timeout."""
+
+import ctypes
+import functools
+import json
+import math
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from conftest import ROOT, flat, load, read, run, train, write_conll
+from faults import consumed, install
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import data
+import model as network
+import train as script
+
+# ---- layouts
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory) -> dict[str, str]:
+    """163 sentences: 20 steps of 8 and a last one of 3."""
+    folder = tmp_path_factory.mktemp("forty")
+    flags = {}
+    for split, limit in (("train", 163), ("validation", 23)):
+        path = folder / f"{split}.txt"
+        write_conll(path, read(ROOT / "samples" / f"{split}.conll")[:limit])
+        flags[f"--{split}_file"] = str(path)
+    return flags
+
+
+LAYOUTS = {"1x8": (8, 1, 1), "1x(2x4)": (4, 2, 1), "2x4": (4, 1, 2), "4x2": (2, 1, 4), "2x(2x2)": (2, 2, 2)}
+
+
+def losses(folder) -> list[float]:
+    events = EventAccumulator(str(Path(folder) / "runs")).Reload()
+    return [event.value for event in events.Scalars("train/loss")]
+
+
+def test_gradients_and_losses_do_not_depend_on_the_layout(forty, still, tmp_path):
+    command = [*flat(forty), "--model_name_or_path", still, "--precision", "fp32", "--num_train_epochs", 1]
+    gradients, curves = {}, {}
+    for name, (batch, accumulation, ranks) in LAYOUTS.items():
+        sizes = ["--per_device_train_batch_size", batch, "--gradient_accumulation_steps", accumulation]
+        flags = [*command, *sizes, "--logging_steps", 1, "--output_dir", tmp_path / name]
+        done = run("tests/faults.py", "none", tmp_path / f"{name}.log", *flags, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+        gradients[name] = torch.cat([g.flatten() for g in torch.load(tmp_path / f"{name}.log.grads")]).double()
+        curves[name] = losses(tmp_path / name)
+    assert len(curves["1x8"]) == 21 and curves["1x8"][-1] < curves["1x8"][0]
+    for name in LAYOUTS:
+        difference = (gradients[name] - gradients["1x8"]).norm() / gradients["1x8"].norm()
+        assert difference < 1e-6, (name, difference)
+        assert curves[name] == pytest.approx(curves["1x8"], rel=1e-5), name
+
+
+# ---- evaluation
+
+
+def evaluate_on_ranks(rank: int, world_size: int, folder: str, encoder: str, files: dict[int, str]) -> None:
+    """What rank 0 finds for every number of sentences and every batch size, to FOLDER/WORLD_SIZE.json."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group("gloo", f"file://{folder}/store{world_size}", rank=rank, world_size=world_size)
+    found = {}
+    for number, path in files.items():
+        splits, labels = load(encoder, size=32, train_file=path)
+        torch.manual_seed(0)
+        raw_model = network.load_model(encoder, labels)
+        collate = functools.partial(data.collate, pad_token_id=0)
+        for batch_size in (1, 8):
+
+            def score(gold, predicted, lengths, labels=labels):
+                scores = script.metrics.score(gold, predicted, lengths, labels, "IOB2")
+                return scores | {"predicted": predicted.tolist()}
+
+            autocast = network.autocast("fp32", torch.device("cpu"))
+            scores = script.evaluate(raw_model, collate, autocast, batch_size, score, rank, world_size, splits["train"])
+            found[f"{number} {batch_size}"] = {k: v for k, v in scores.items() if k != "runtime"}
+    if rank == 0:
+        (Path(folder) / f"{world_size}.json").write_text(json.dumps(found))
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def test_evaluation_is_the_same_for_any_number_of_ranks_and_any_batch(encoders, tmp_path):
+    sentences = read(ROOT / "samples" / "validation.conll")
+    sentences = [s for s in sentences if len(s["tokens"]) < 100]
+    files = {}
+    for number in (1, 7, 101):
+        files[number] = str(tmp_path / f"{number}.conll")
+        write_conll(files[number], sentences[:number])
+    found = {}
+    for world_size in (1, 2, 3, 4):
+        torch.multiprocessing.spawn(
+            evaluate_on_ranks, (world_size, str(tmp_path), encoders["wordpiece"], files), nprocs=world_size
+        )
+        found[world_size] = json.loads((tmp_path / f"{world_size}.json").read_text())
+    assert len(found[1]) == 6 and found[1]["101 8"]["words"] == sum(len(s["tokens"]) for s in sentences[:101])
+    assert len(set(found[1]["101 8"]["predicted"])) > 2
+    for world_size in (2, 3, 4):
+        assert found[world_size] == found[1]  # bit for bit, the loss too
+    for number in files:
+        one, eight = found[1][f"{number} 1"], found[1][f"{number} 8"]
+        assert one.pop("loss") == pytest.approx(eight.pop("loss"), rel=1e-5)  # padding changes the last bits
+        assert one == eight
+
+
+# ---- kills
+
+
+@pytest.fixture(scope="module")
+def long_run(forty, encoders) -> list:
+    command = [*flat(forty), "--model_name_or_path", encoders["wordpiece"], "--per_device_train_batch_size", 4]
+    return command + ["--max_seq_length", 32, "--save_steps", 7, "--eval_steps", 50, "--logging_steps", 50]
+
+
+def in_a_child(fault: str, log, flags: list, killed_after: float | None = None, timeout: float = 120) -> int:
+    """train.main() in a fork of this process (its imports are there already) -> how it ended, as wait() has it."""
+    child = os.fork()
+    if child == 0:
+        with open(f"{log}.out", "a") as out:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+        try:
+            install(fault, str(log))
+            sys.argv = ["train.py", *map(str, flags)]
+            script.main()
+            os._exit(0)
+        except SystemExit as error:
+            os._exit(error.code if isinstance(error.code, int) else 1)
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(99)
+    deadline = time.monotonic() + timeout
+    kill_at = time.monotonic() + killed_after if killed_after else math.inf
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > min(kill_at, deadline):
+            os.kill(child, signal.SIGKILL)
+            assert time.monotonic() < deadline, "hangs"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_runs_end_with_the_very_weights_of_one_never_killed(kills, long_run, tmp_path):
+    steps = 40 if kills < 50 else 300
+    command = [*long_run, "--max_steps", steps, "--output_dir"]
+    start = time.monotonic()
+    assert in_a_child("none", tmp_path / "whole.log", [*command, tmp_path / "whole"]) == 0
+    duration = time.monotonic() - start
+    choose = random.Random(kills)
+    ended, inside = [], 0
+    while len(ended) < 20 * kills:
+        (tmp_path / "killed.log.killed").unlink(missing_ok=True)
+        fault, killed_after = "none", None
+        if sum(code == -9 for code in ended) < kills:
+            if len(ended) % 2:
+                killed_after = choose.uniform(0.1, 0.6) * duration * 40 / steps
+            else:
+                fault = f"save {choose.randint(1, 2)} {choose.randint(1, 14)}"
+        ended.append(in_a_child(fault, tmp_path / "killed.log", [*command, tmp_path / "killed"], killed_after))
+        inside += (tmp_path / "killed.log.killed").exists()
+        assert ended[-1] in (0, -9), (tmp_path / "killed.log.out").read_text()[-2000:]
+        if ended[-1] == 0 and sum(code == -9 for code in ended) >= kills:
+            break
+        if ended[-1] == 0:  # it came through before enough kills: once more from the start
+            shutil.rmtree(tmp_path / "killed")
+    print(f"{sum(code == -9 for code in ended)} kills, {inside} inside a save, {len(ended)} runs")
+    assert sum(code == -9 for code in ended) == kills and inside >= kills / 2
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    last = network.checkpoints(str(tmp_path / "whole"))[-1]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        other = str(tmp_path / "killed" / Path(last).relative_to(tmp_path / "whole") / name)
+        assert Path(last, name).read_bytes() == Path(other).read_bytes()
+    assert consumed(tmp_path / "whole.log") == consumed(tmp_path / "killed.log")
+    assert len(consumed(tmp_path / "whole.log")) == steps
+    results = [json.loads((tmp_path / run / "all_results.json").read_text()) for run in ("whole", "killed")]
+    assert [{k: v for k, v in r.items() if "second" not in k and "runtime" not in k} for r in results][0] == (
+        {k: v for k, v in results[1].items() if "second" not in k and "runtime" not in k}
+    )
+    assert not list((tmp_path / "killed").rglob("*.partial"))
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(Path(folder) / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(long_run, tmp_path_factory):
+    """A run on two ranks that nothing happened to: (flags, folder, log)."""
+    folder = tmp_path_factory.mktemp("two")
+    flags = [*long_run, "--max_steps", 16]
+    done = run("tests/faults.py", "none", folder / "log", *flags, "--output_dir", folder / "out", ranks=2)
+    assert done.returncode == 0, done.stderr
+    return flags, folder / "out", folder / "log"
+
+
+def same_weights(one, other) -> bool:
+    one, other = weights(one), weights(other)
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_torchrun_restarts_from_the_newest_checkpoint_when_a_rank_is_killed(two_ranks, tmp_path):
+    flags, whole, log = two_ranks
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    command = [*launch, "tests/faults.py", "kill 10 1", tmp_path / "log", *flags, "--output_dir", tmp_path / "out"]
+    done = run(*command, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "resumed from" in done.stdout and "step-00000007" in done.stdout
+    assert same_weights(tmp_path / "out", whole) and consumed(tmp_path / "log") == consumed(log)
+
+
+@pytest.mark.parametrize("to", ["torchrun", "one rank", "a single process"])
+def test_a_signal_stops_all_ranks_at_one_step_and_the_same_command_goes_on(to, two_ranks, long_run, tmp_path):
+    flags, whole, log = two_ranks
+    ranks = 1 if to == "a single process" else 2
+    command = [*flags, "--output_dir", tmp_path / "out"]
+    if to == "one rank":
+        done = run("tests/faults.py", "term 9 1", tmp_path / "log", *command, ranks=2)
+        assert done.returncode != 0
+        printed = done.stdout
+    else:
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if ranks > 1 else []
+        process = subprocess.Popen(
+            [sys.executable, *launch, *map(str, ["tests/faults.py", "none", tmp_path / "log", *command])],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        wait_for(lambda: (tmp_path / "log").exists() and len(consumed(tmp_path / "log")) > 3)
+        process.send_signal(signal.SIGTERM if ranks > 1 else signal.SIGINT)
+        printed, stderr = process.communicate(timeout=60)
+        assert process.returncode == (1 if ranks > 1 else 130), printed + stderr
+    assert "stopped by SIG" in printed and "the same command goes on from" in printed
+    (saved,) = {line.rsplit(" ", 1)[1] for line in printed.splitlines() if "the same command goes on from" in line}
+    assert network.fault(saved) is None and not (tmp_path / "out" / "all_results.json").exists()
+    done = run("tests/faults.py", "none", tmp_path / "log", *command, ranks=ranks)
+    assert done.returncode == 0 and f"resumed from {saved}" in done.stdout
+    if ranks == 2:
+        assert same_weights(tmp_path / "out", whole) and consumed(tmp_path / "log") == consumed(log)
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_moves_from_two_ranks_to_one_and_back(forty, still, tmp_path):
+    flags = [*flat(forty), "--model_name_or_path", still, "--precision", "fp32", "--max_steps", 15]
+    flags += ["--save_steps", 5, "--eval_steps", 5, "--logging_steps", 1]
+    for name, sizes in (("stayed", [(2, 4, -1)]), ("moved", [(2, 4, 5), (1, 8, 10), (2, 4, -1)])):
+        for ranks, batch, stop in sizes:
+            command = [*flags, "--per_device_train_batch_size", batch, "--output_dir", tmp_path / name]
+            done = run("tests/faults.py", f"term {stop} 0", tmp_path / f"{name}.log", *command, ranks=ranks)
+            assert (done.returncode == 0) == (stop < 0), done.stderr
+    both = [rows_by_step(tmp_path / f"{name}.log") for name in ("stayed", "moved")]
+    assert both[0] == both[1] and len(both[0]) == 15
+    assert losses(tmp_path / "moved") == pytest.approx(losses(tmp_path / "stayed"), rel=1e-5)
+    assert len(losses(tmp_path / "moved")) == 15
+
+
+def rows_by_step(log) -> dict[int, list[int]]:
+    """The rows of each step, over all ranks, in their order."""
+    found = consumed(log)
+    return {step: [row for share in sorted(shares) for row in json.loads(share[2:])] for step, shares in found.items()}
+
+
+# ---- broken checkpoints
+
+
+@pytest.fixture(scope="module")
+def stopped(long_run, tmp_path_factory) -> tuple[list, Path]:
+    """A run of 20 steps that was killed behind step 17: it has checkpoints of steps 7 and 14."""
+    folder = tmp_path_factory.mktemp("stopped")
+    flags = [*long_run, "--max_steps", 20]
+    assert in_a_child("kill 17 0", folder / "log", [*flags, "--output_dir", folder / "out"]) == -9
+    assert [Path(path).name for path in network.checkpoints(str(folder / "out"))] == ["step-00000007", "step-00000014"]
+    return flags, folder / "out"
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+class Payload:
+    def __reduce__(self):
+        return Path.touch, (Path(os.environ["PAYLOAD"]),)
+
+
+def as_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(Payload()))
+
+
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("harm", [flip, cut, Path.unlink, as_pickle])
+def test_a_broken_checkpoint_is_skipped_loudly_or_refused_by_name(harm, file, stopped, tmp_path, monkeypatch):
+    monkeypatch.setenv("PAYLOAD", str(tmp_path / "payload"))
+    shutil.copytree(stopped[1], tmp_path / "out")
+    broken = tmp_path / "out" / "checkpoints" / "step-00000014"
+    harm(broken / file)
+    said = []
+    identity = json.loads((broken.parent / "step-00000007" / "state.json").read_text())["identity"]
+    found = network.find_checkpoint(str(tmp_path / "out"), "auto", identity, said.append)
+    assert found == str(broken.parent / "step-00000007")
+    named = "" if file == "manifest.json" else file  # which may be readable still, but with the sums of other files
+    assert len(said) == 1 and said[0].startswith(f"skipped {broken}: {named}"), said
+    with pytest.raises(ValueError, match=f"--resume_from_checkpoint {broken}: {named}"):
+        network.find_checkpoint(str(tmp_path / "out"), str(broken), identity, said.append)
+    assert not (tmp_path / "payload").exists()
+
+
+def test_a_pickle_with_a_fitting_sum_is_refused_too(stopped, tmp_path, monkeypatch):
+    monkeypatch.setenv("PAYLOAD", str(tmp_path / "payload"))
+    shutil.copytree(stopped[1], tmp_path / "out")
+    checkpoint = tmp_path / "out" / "checkpoints" / "step-00000014"
+    for file in FILES[:2]:
+        as_pickle(checkpoint / file)
+    sums = {name: network._sha256(str(checkpoint / name)) for name in FILES[:3]}
+    (checkpoint / "manifest.json").write_text(json.dumps(sums))
+    code = in_a_child("none", tmp_path / "log", [*stopped[0], "--output_dir", tmp_path / "out"])
+    assert code not in (0, -9) and not (tmp_path / "payload").exists()
+
+
+def test_auto_goes_on_from_the_older_checkpoint_to_the_same_end(stopped, tmp_path):
+    flags = stopped[0]
+    assert in_a_child("none", tmp_path / "log", [*flags, "--output_dir", tmp_path / "whole"]) == 0
+    for name, further in (
+        ("auto", []),
+        ("named", ["--resume_from_checkpoint", tmp_path / "named/checkpoints/step-00000007"]),
+    ):
+        shutil.copytree(stopped[1], tmp_path / name)
+        if name == "auto":
+            flip(tmp_path / name / "checkpoints" / "step-00000014" / "optimizer.safetensors")
+        assert in_a_child("none", tmp_path / name / "log", [*flags, *further, "--output_dir", tmp_path / name]) == 0
+        assert min(consumed(tmp_path / name / "log")) == 7
+        assert same_weights(tmp_path / name, tmp_path / "whole")
+        assert network.fault(str(tmp_path / name / "checkpoints" / "step-00000014")) is None
+
+
+def fails(flags, tmp_path) -> str:
+    done = run("train.py", *flags)
+    assert done.returncode == 2 and "step" not in done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_checkpoints_of_another_run_are_refused_by_the_first_difference(stopped, forty, tmp_path):
+    flags = [*stopped[0], "--output_dir", tmp_path / "out"]
+    shutil.copytree(stopped[1], tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert "its --seed is 42, not 43" in fails([*flags, "--seed", 43], tmp_path)
+    assert "its sentences a step is 4, not 5" in fails([*flags, "--per_device_train_batch_size", 5], tmp_path)
+    write_conll(tmp_path / "edited", read(forty["--train_file"])[1:])
+    edited = [tmp_path / "edited" if part == forty["--train_file"] else part for part in flags]
+    assert "its --train_file differ" in fails(edited, tmp_path)
+    named = ["--resume_from_checkpoint", tmp_path / "out/checkpoints/step-00000014", "--output_dir", tmp_path / "new"]
+    assert "its train data differ" in fails([*edited, *named], tmp_path)
+    state = tmp_path / "out/checkpoints/step-00000014/state.json"
+    content = json.loads(state.read_text())
+    content["identity"]["labels"].reverse()
+    state.write_text(json.dumps(content))
+    sums = {name: network._sha256(str(state.parent / name)) for name in FILES[:3]}
+    (state.parent / "manifest.json").write_text(json.dumps(sums))
+    assert "its labels differ" in fails(flags, tmp_path)
+    after = {path: path.read_bytes() for path in before}
+    changed = {path.name for path in before if before[path] != after[path]}
+    assert changed == {"state.json", "manifest.json"}  # by this test
+
+
+def test_never_starts_anew(stopped, tmp_path):
+    shutil.copytree(stopped[1], tmp_path / "out")
+    flags = [*stopped[0], "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "never"]
+    assert in_a_child("none", tmp_path / "log", flags) == 0
+    assert min(consumed(tmp_path / "log")) == 0
+
+
+def test_as_many_checkpoints_are_kept_as_asked_for(long_run, tmp_path):
+    flags = [*long_run, "--max_steps", 30, "--save_total_limit", 3, "--output_dir", tmp_path / "out"]
+    assert in_a_child("none", tmp_path / "log", flags) == 0
+    assert [Path(p).name[-2:] for p in network.checkpoints(str(tmp_path / "out"))] == ["14", "21", "28"]
+
+
+# ---- disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MB, or where it may not be mounted, a limit on the size of a file: (folder, before a child runs)."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"none", str(folder).encode(), b"tmpfs", 0, b"size=2m") == 0:
+        yield folder, lambda: None
+        libc.umount(str(folder).encode())
+    else:
+        yield folder, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_older_checkpoints(long_run, small_disk):
+    folder, limit = small_disk
+    command = [*long_run, "--max_steps", 60, "--save_total_limit", 9, "--output_dir", folder / "out"]
+    done = subprocess.run(
+        [sys.executable, "train.py", *map(str, command)],
+        cwd=ROOT, capture_output=True, text=True, timeout=100, preexec_fn=limit,
+    )  # fmt: skip
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and "cannot be saved: " in line and "Traceback" not in done.stderr
+    left = network.checkpoints(str(folder / "out"))
+    assert all(network.fault(path) is None for path in left) and not list((folder / "out").rglob("*.partial"))
+    if limit() is None and os.path.ismount(folder):
+        assert left and "No space left" in line
+
+
+def test_a_folder_that_turns_read_only_ends_the_run_in_one_line(long_run, tmp_path):
+    (tmp_path / "out" / "checkpoints").parent.mkdir()
+    (tmp_path / "out" / "checkpoints").write_text("in the way")  # root may write to read-only folders
+    done = run("train.py", *long_run, "--max_steps", 8, "--output_dir", tmp_path / "out")
+    assert done.returncode in (1, 2) and "error: " in done.stderr and "Traceback" not in done.stderr
+
+
+# ---- numbers that break
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_loss_that_is_no_number_stops_all_ranks_before_the_update(ranks, long_run, forty, tmp_path):
+    flags = [*long_run, "--max_steps", 20, "--output_dir", tmp_path / "out"]
+    start = time.monotonic()
+    done = run("tests/faults.py", f"nan 9 {ranks - 1}", tmp_path / "log", *flags, ranks=ranks)
+    assert done.returncode == 1 and time.monotonic() - start < 60
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"step 10: the loss or its gradient is not finite. Its sentences: {forty['--train_file']}:" in line
+    assert line.count(".txt:") == 4 * ranks and max(consumed(tmp_path / "log")) == 9
+
+
+def test_a_step_that_the_scaler_skips_does_not_move_the_schedule(long_run, tmp_path, monkeypatch):
+    """fp16 on a CPU, which the program itself refuses: the first loss scale overflows, and the step is not taken."""
+    monkeypatch.setattr(network, "pick_precision", lambda *_: "fp16")
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=2.0**60, growth_interval=1000)
+    )
+    rates = []
+    schedule = script.learning_rate
+    monkeypatch.setattr(script, "learning_rate", lambda step, *rest: rates.append(step) or schedule(step, *rest))
+    train(*long_run, "--max_steps", 100, "--output_dir", tmp_path / "out")
+    assert rates[::2] == rates[1::2]  # asked for each of two groups of parameters
+    taken = [after - before for before, after in zip(rates[::2], rates[2::2])]
+    skipped = taken.count(0)
+    assert 30 < skipped < 60 and set(taken) == {0, 1} and taken[:30] == [0] * 30
+    assert all(np.isfinite(value).all() for value in weights(tmp_path / "out").values())
