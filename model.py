@@ -14,7 +14,7 @@ import tempfile
 import torch
 import torch.distributed as dist
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import nn
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
@@ -169,36 +169,39 @@ def save_checkpoint(folder: str, model: nn.Module, optimizer: torch.optim.Optimi
     return path
 
 
-def fault(path: str) -> str | None:
-    """What is wrong with a checkpoint, if anything is."""
+def read_state(path: str) -> dict:
+    """A checkpoint's state.json. ValueError if any of its files is not the one that was saved."""
     try:
         with open(os.path.join(path, "manifest.json"), encoding="utf-8") as file:
             sums = json.load(file)
         for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
             if _sha256(os.path.join(path, name)) != sums[name]:
-                return f"{name} is not the file that was saved"
+                raise ValueError(f"{path}: {name} is not the file that was saved")
+        for name in ("model.safetensors", "optimizer.safetensors"):
+            safe_open(os.path.join(path, name), "pt")
+        with open(os.path.join(path, "state.json"), encoding="utf-8") as file:
+            return json.load(file)
     except OSError as error:
-        return f"{os.path.basename(error.filename or path)}: {error.strerror}"
-    except (ValueError, KeyError, TypeError):
-        return "manifest.json is not the file that was saved"
-    return None
+        raise ValueError(f"{path}: {os.path.basename(error.filename or '')}: {error.strerror}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
 
 
 def find_checkpoint(folder: str, which: str, identity: dict, log) -> str | None:
     """The one to go on from: for "auto" the newest valid one in the output folder, for "never" none, or the folder
     that is named. ValueError if it is of another run, or named and invalid."""
-    if which in ("auto", "never"):
-        for path in reversed(checkpoints(folder) if which == "auto" else []):
-            if not (problem := fault(path)):
-                break
-            log(f"skipped {path}: {problem}")
-        else:
-            return None
-    elif problem := fault(path := which):
-        raise ValueError(f"--resume_from_checkpoint {path}: {problem}")
-    with open(os.path.join(path, "state.json"), encoding="utf-8") as file:
-        refuse_another_run(path, json.load(file)["identity"], identity)
-    return path
+    candidates = {"auto": checkpoints(folder)[::-1], "never": []}.get(which, [which])
+    for path in candidates:
+        try:
+            state = read_state(path)
+        except ValueError as problem:
+            if path == which:
+                raise ValueError(f"--resume_from_checkpoint {problem}") from None
+            log(f"skipped {problem}")
+            continue
+        refuse_another_run(path, state["identity"], identity)
+        return path
+    return None
 
 
 def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world_size: int) -> dict:

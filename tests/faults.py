@@ -21,10 +21,9 @@ import data  # noqa: E402
 import model  # noqa: E402
 import train  # noqa: E402
 
-RANK = int(os.environ.get("RANK", 0))
-
 
 def install(fault: str, log: str) -> None:
+    rank_here = int(os.environ.get("RANK", 0))
     kind, first, second = (fault.split() + ["-1", "-1"])[:3]
     first, second = int(first), int(second)
     now = {"step": -1, "saves": 0, "calls": 0}
@@ -38,16 +37,16 @@ def install(fault: str, log: str) -> None:
 
     def at_step(seed, step, rank):
         now["step"] = step
-        if (kind, first, second) == ("kill", step, RANK) and not os.path.exists(f"{log}.killed"):
+        if (kind, first, second) == ("kill", step, rank_here) and not os.path.exists(f"{log}.killed"):
             die(f"{log}.killed")
-        if (kind, first, second) == ("term", step, RANK):
+        if (kind, first, second) == ("term", step, rank_here):
             os.kill(os.getpid(), signal.SIGTERM)
         return dropout_seed(seed, step, rank)
 
     class Logged(list):
         def __iter__(self):
             for rows in super().__iter__():
-                os.write(file, f"{now['step']} {RANK} {rows}\n".encode())
+                os.write(file, f"{now['step']} {rank_here} {rows}\n".encode())
                 yield rows
 
     micro_batches = data.micro_batches
@@ -55,7 +54,7 @@ def install(fault: str, log: str) -> None:
 
     def broken_cross_entropy(logits, labels, reduction):
         loss = cross_entropy(logits, labels, reduction=reduction)
-        broken = (kind, first, second) == ("nan", now["step"], RANK) and reduction == "sum"
+        broken = (kind, first, second) == ("nan", now["step"], rank_here) and reduction == "sum"
         return loss * float("nan") if broken else loss
 
     def counted(function):
@@ -80,7 +79,7 @@ def install(fault: str, log: str) -> None:
 
     def keep_first_gradient(parameters, limit):
         parameters = list(parameters)
-        if RANK == 0 and not os.path.exists(f"{log}.grads"):
+        if rank_here == 0 and not os.path.exists(f"{log}.grads"):
             torch.save([parameter.grad for parameter in parameters if parameter.grad is not None], f"{log}.grads")
         return clip(parameters, limit)
 

@@ -246,36 +246,6 @@ def test_switches_train_and_change_what_they_should(corpus, still, flag, tmp_pat
 # ---- ranks and accumulation change nothing
 
 
-def test_every_layout_of_a_global_batch_trains_alike(corpus, still, tmp_path):
-    command = [*flat(corpus), "--model_name_or_path", still, "--precision", "fp32", "--num_train_epochs", 1]
-    layouts = {"1x8": (8, 1, 1), "1x4 twice": (4, 2, 1), "2x4": (4, 1, 2), "2x2 twice": (2, 2, 2)}
-    for name, (batch, accumulation, ranks) in layouts.items():
-        train(
-            *command, "--output_dir", tmp_path / name, "--per_device_train_batch_size", batch,
-            "--gradient_accumulation_steps", accumulation, ranks=ranks,
-        )  # fmt: skip
-    # 61 sentences: the last global batch holds 5, so some shares are short or empty
-    reference, expected = weights(tmp_path / "1x8"), results(tmp_path / "1x8")
-    for name in layouts:
-        found = results(tmp_path / name)
-        assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-6), name
-        assert furthest(weights(tmp_path / name), reference) < 2e-6, name
-        assert found["eval_words"] == expected["eval_words"] and found["test_words"] == expected["test_words"]
-        assert found["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
-
-
-def test_evaluation_is_the_same_on_any_number_of_ranks(encoders, corpus, tmp_path):
-    # The same weights (no step changes them: the learning rate is 0), scored by 1, 2 and 3 ranks.
-    command = [*flat(corpus), "--model_name_or_path", encoders["wordpiece"], "--learning_rate", 0, "--max_steps", 1]
-    command += ["--per_device_eval_batch_size", 4]
-    scores = []
-    for ranks in (1, 2, 3):
-        train(*command, "--output_dir", tmp_path / str(ranks), ranks=ranks)
-        scores.append({k: v for k, v in results(tmp_path / str(ranks)).items() if k[:5] in ("eval_", "test_")})
-        scores[-1] = {k: v for k, v in scores[-1].items() if not k.endswith("runtime")}
-    assert scores[0] == scores[1] == scores[2]
-
-
 def test_more_ranks_than_sentences(encoders, tmp_path):
     for split in ("train", "validation"):
         (tmp_path / split).write_text("Oslo B-LOC\nis O\n")
