@@ -461,15 +461,30 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_older_checkpoints(l
     assert done.returncode == 1 and "cannot be saved: " in line and "Traceback" not in done.stderr
     left = network.checkpoints(str(folder / "out"))
     assert all(network.read_state(path)["step"] for path in left) and not list((folder / "out").rglob("*.partial"))
-    if limit() is None and os.path.ismount(folder):
+    if os.path.ismount(folder):
         assert left and "No space left" in line
 
 
-def test_a_folder_that_turns_read_only_ends_the_run_in_one_line(long_run, tmp_path):
-    (tmp_path / "out" / "checkpoints").parent.mkdir()
-    (tmp_path / "out" / "checkpoints").write_text("in the way")  # root may write to read-only folders
+def test_a_read_only_folder_is_an_error_before_training(long_run, small_disk, tmp_path):
+    folder, _ = small_disk
+    if os.path.ismount(folder):  # root may write to folders that are read-only by their mode alone
+        MS_RDONLY, MS_REMOUNT = 1, 32
+        ctypes.CDLL(None).mount(b"none", str(folder).encode(), b"tmpfs", MS_RDONLY | MS_REMOUNT, b"size=2m")
+    elif os.geteuid() == 0:
+        pytest.skip("root writes to a read-only folder, and no disk could be mounted")
+    else:
+        folder.chmod(0o500)
+    code, printed = forked("none", tmp_path / "log", [*long_run, "--max_steps", 8, "--output_dir", folder / "out"])
+    assert code == 2 and printed.count("error: ") == 1 and f"error: {folder / 'out'}: " in printed
+
+
+def test_a_folder_that_cannot_hold_checkpoints_ends_the_run_in_one_line(long_run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoints").write_text("in the way")
     code, printed = forked("none", tmp_path / "log", [*long_run, "--max_steps", 8, "--output_dir", tmp_path / "out"])
-    assert code in (1, 2) and printed.count("error: ") == 1
+    assert (
+        code == 2 and printed.count("error: ") == 1 and (tmp_path / "out" / "checkpoints").read_text() == "in the way"
+    )
 
 
 # ---- numbers that break
@@ -483,6 +498,17 @@ def test_a_loss_that_is_no_number_stops_all_ranks_before_the_update(ranks, long_
     (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert f"step 10: the loss or its gradient is not finite. Its sentences: {forty['--train_file']}:" in line
     assert line.count(".txt:") == 4 * ranks and max(consumed(tmp_path / "log")) == 9
+
+
+def test_the_fused_kernel_takes_no_step_on_a_gradient_that_is_not_finite():
+    """What training relies on to lose no weight before the host knows of it."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    for broken, expected in ((0.0, 0.9), (1.0, 0.9), (0.0, 0.8)):
+        weight.grad = torch.full((3,), float("nan") if broken else 1.0)
+        optimizer.found_inf = torch.tensor(broken)
+        optimizer.step()
+        assert torch.allclose(weight, torch.tensor(expected), atol=2e-3)
 
 
 def test_a_step_that_the_scaler_skips_does_not_move_the_schedule(long_run, tmp_path, monkeypatch):
