@@ -280,8 +280,8 @@ def main() -> None:
         log(f"resumed from {checkpoint}")
     step, skipped, best_step, best = (state[name] for name in ("step", "skipped", "best_step", "best"))
     seconds, sentences, tokens = (state[name] for name in ("seconds", "sentences", "tokens"))  # of training alone
-    total_loss = torch.tensor(
-        float(state["loss"] if rank == 0 else 0), device=device, dtype=torch.float64
+    total_loss = torch.zeros((), device=device, dtype=torch.float64) + (
+        state["loss"] if rank == 0 else 0
     )  # this rank's
     logged_loss, logged_step, logged_seconds, logged_tokens = state["loss"], step, seconds, tokens
     broken_at = torch.full((), -1, device=device)  # the first step whose gradient is not finite
@@ -297,7 +297,10 @@ def main() -> None:
     patience = args.early_stopping_patience * eval_every
     asked_to_stop, stopping = catch_signals(), False
 
-    while not (stopping or step == total_steps or patience and step - best_step >= patience):
+    def over() -> bool:
+        return stopping or step >= total_steps or bool(patience) and step - best_step >= patience
+
+    while not over():
         epoch, position = divmod(step, steps_per_epoch)
         batches = data.global_batches(train.rows.lengths, global_batch_size, args.seed, epoch, args.group_by_length)
         batches, first_step = batches[position:], step
@@ -345,11 +348,12 @@ def main() -> None:
                 dist.all_reduce(signals, dist.ReduceOp.MAX, group=hosts)  # hosts agree, no GPU waits
             stopping = bool(signals)
             saving = step % save_every == 0 or stopping
-            if device.type == "cuda" and (logging or evaluating or saving):
+            waiting = logging or evaluating or saving or step % steps_per_epoch == 0
+            if waiting and device.type == "cuda":
                 torch.cuda.synchronize()  # the clock counts finished work
             seconds += time.perf_counter() - start
             bar.update()
-            if (device.type == "cpu" or logging or evaluating or saving) and broken_at >= 0:
+            if (waiting or device.type == "cpu") and broken_at >= 0:
                 with data.errors_exit(1):
                     stop_at_broken_step(int(broken_at), train, batches[int(broken_at) - first_step])
 
@@ -391,7 +395,7 @@ def main() -> None:
                 limit = args.save_total_limit
                 with data.errors_exit(1):
                     saved = from_rank_0(network.save_checkpoint, args.output_dir, raw_model, optimizer, state, limit)
-            if stopping or step == total_steps or patience and step - best_step >= patience:
+            if over():
                 break
     bar.close()
     release_signals()
@@ -405,7 +409,8 @@ def main() -> None:
 
     # Results, of the best model: its evaluation is the one of the weights that were saved
     if not validation:
-        from_rank_0(network.save_model, raw_model, tokenizer, args.output_dir)
+        with data.errors_exit(1):
+            from_rank_0(network.save_model, raw_model, tokenizer, args.output_dir)
     scored = {"eval": best} if validation else {}
     if test:
         network.load_best(raw_model, args.output_dir, rank, world_size)
@@ -423,7 +428,8 @@ def main() -> None:
         "precision": precision,
         "identity": identity,
     }
-    from_rank_0(network.finish_run, args.output_dir, results)
+    with data.errors_exit(1):
+        from_rank_0(network.finish_run, args.output_dir, results)
     for split, scores in scored.items():
         log(f"\n{split}: {scores['words']:,} words, loss {scores['loss']:.4f}, accuracy {scores['accuracy']:.4f}")
         log(metrics.table(scores))
