@@ -4,6 +4,7 @@ logits [B, L, C] of each batch -> decode -> gather (all ranks, one collective) -
 """
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -109,6 +110,30 @@ def _tag_scores(gold: np.ndarray, predicted: np.ndarray, labels: list[str]) -> d
         "support": support,
     }
     return {labels[i]: {key: row[i] for key, row in rows.items()} for i in np.flatnonzero(found + support)}
+
+
+class Timed(NamedTuple):
+    """One optimizer step."""
+
+    seconds: float
+    waited: float  # of these, seconds for data
+    lengths: np.ndarray  # real tokens of every row of the global batch
+    positions: int  # what this rank computed, padding included
+
+
+def throughput(steps: list[Timed], positions: float) -> dict[str, float]:
+    """Figures of these steps. positions: the sum over steps and ranks. Padding is never counted as work."""
+    seconds = [step.seconds for step in steps]
+    tokens = sum(int(step.lengths.sum()) for step in steps)
+    p50, p95 = np.quantile(seconds, [0.5, 0.95])
+    return {
+        "tokens_per_second": tokens / sum(seconds),
+        "sentences_per_second": sum(len(step.lengths) for step in steps) / sum(seconds),
+        "step_ms_p50": 1e3 * float(p50),
+        "step_ms_p95": 1e3 * float(p95),
+        "data_wait": sum(step.waited for step in steps) / sum(seconds),
+        "padding": 1 - tokens / positions,
+    }
 
 
 def scalars(scores: dict) -> dict[str, float]:

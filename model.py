@@ -8,9 +8,12 @@ logits = raw_model(input_ids, attention_mask).logits   # [B, L] -> [B, L, C]
 import hashlib
 import json
 import os
+import resource
 import shutil
 import tempfile
+import time
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
@@ -90,6 +93,53 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Matrix products in 16 bits, norms, softmax and loss in fp32; switched off for fp32."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the machine could do, for --benchmark
+
+
+def _fastest(function, device: torch.device, times: int = 8) -> float:
+    """Seconds of the fastest of several calls, the first one not counted."""
+    seconds = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def step_flops(model: PreTrainedModel, lengths: np.ndarray) -> float:
+    """Of forward and backward over rows of these lengths [R]: 6 N T + 12 layers width sum(L^2), N the weights of the
+    Linear layers (Kaplan et al., arXiv 2001.08361, and attention's two products)."""
+    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    config = model.config
+    return 6 * weights * lengths.sum() + 12 * config.num_hidden_layers * config.hidden_size * (lengths**2.0).sum()
+
+
+def utilisation(model: PreTrainedModel, precision: str, steps: list[tuple[float, np.ndarray]], world_size: int) -> dict:
+    """steps: (seconds, lengths of the global batch). Measures this device's peak of matrix products and its memory's
+    bandwidth -> share of that peak, and the step that both allow: the products, and 28 bytes a parameter for AdamW."""
+    if model.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(model.device)
+    else:
+        memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    device, size = model.device, 4096 if model.device.type == "cuda" else 1536
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    matrix, block = torch.randn(size, size, device=device, dtype=dtype), torch.empty(2**26, device=device)
+    peak = 2 * size**3 / _fastest(lambda: matrix @ matrix, device) * world_size
+    bandwidth = 2 * block.numel() * block.element_size() / _fastest(block.clone, device)
+    flops = sum(step_flops(model, lengths) for _, lengths in steps) / len(steps)
+    seconds = sum(seconds for seconds, _ in steps) / len(steps)
+    moments = 28 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {
+        "peak_memory_gib": memory / 2**30,
+        "matmul_peak_tflops": peak / 1e12,
+        "mfu": flops / seconds / peak,
+        "floor_ms": 1e3 * (flops / peak + moments / bandwidth),
+    }
 
 
 def save_model(model: PreTrainedModel, tokenizer, folder: str) -> None:

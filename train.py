@@ -56,6 +56,7 @@ class Arguments(data.DataArguments):
     max_grad_norm: float = flag("optimisation", 1.0, "clips the gradient (0: off)", "0 or more")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag("speed", "auto", "auto: bf16 where the hardware has it")
     group_by_length: bool = flag("speed", False, "batches of like length: faster, some F1 lost")
+    benchmark: int = flag("speed", 0, "times this many steps of the real loop, writes nothing (0: off)", "0 or more")
     output_dir: str = flag("output", "outputs", "")
     overwrite_output_dir: bool = flag("output", False, "delete the run that is there")
     logging_steps: int = flag("output", 10, "", "above 0")
@@ -70,6 +71,7 @@ class Arguments(data.DataArguments):
     early_stopping_patience: int = flag("output", 0, "evaluations without a better score (0: off)", "0 or more")
 
 
+WARM_UP = 10  # steps that no figure counts
 TIMEOUT = timedelta(minutes=30)  # of a collective: rank 0 may save or score meanwhile
 
 
@@ -104,11 +106,12 @@ def from_rank_0(function, *arguments):
     return outcome[0]
 
 
-def sum_over_ranks(value: torch.Tensor) -> float:
-    value = value.clone()
+def sum_over_ranks(on_device: torch.Tensor, *values: float) -> list[float]:
+    """This rank's figures, the first one a tensor on the device that the collective runs on -> the sums over ranks."""
+    sums = torch.stack([on_device.double(), *torch.tensor(values, device=on_device.device, dtype=torch.float64)])
     if dist.is_initialized():
-        dist.all_reduce(value)
-    return value.item()
+        dist.all_reduce(sums)
+    return sums.tolist()
 
 
 def catch_signals() -> torch.Tensor:
@@ -235,10 +238,12 @@ def main() -> None:
         global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size
         identity = {"labels": labels, "sentences a step": global_batch_size}
         identity |= {f"{name} data": split.fingerprint for name, split in splits.items()}
-        finished = from_rank_0(network.open_run, args.output_dir, settings, identity)
-        which = args.resume_from_checkpoint
-        which = "never" if finished or args.overwrite_output_dir and which == "auto" else which
-        checkpoint = from_rank_0(network.find_checkpoint, args.output_dir, which, identity, log)
+        finished = checkpoint = None
+        if not args.benchmark:
+            finished = from_rank_0(network.open_run, args.output_dir, settings, identity)
+            which = args.resume_from_checkpoint
+            which = "never" if finished or args.overwrite_output_dir and which == "auto" else which
+            checkpoint = from_rank_0(network.find_checkpoint, args.output_dir, which, identity, log)
     if finished:
         log(f"{args.output_dir} holds this run, finished; its results:\n{json.dumps(finished, indent=2)}")
         return
@@ -249,6 +254,7 @@ def main() -> None:
     # Batch arithmetic
     steps_per_epoch = math.ceil(len(train.rows) / global_batch_size)
     total_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    total_steps = WARM_UP + args.benchmark if args.benchmark else total_steps
     warmup_steps = math.ceil(args.warmup_ratio * total_steps)
     eval_every, save_every = args.eval_steps or steps_per_epoch, args.save_steps or steps_per_epoch
     metric = args.metric_for_best_model or ("f1" if train.scheme else "accuracy")
@@ -283,19 +289,21 @@ def main() -> None:
     total_loss = torch.zeros((), device=device, dtype=torch.float64) + (
         state["loss"] if rank == 0 else 0
     )  # this rank's
-    logged_loss, logged_step, logged_seconds, logged_tokens = state["loss"], step, seconds, tokens
+    logged_loss, logged_step = state["loss"], step
     broken_at = torch.full((), -1, device=device)  # the first step whose gradient is not finite
     model = raw_model if world_size == 1 else DistributedDataParallel(raw_model, broadcast_buffers=False)
 
     # From here on the output folder is ours
-    from_rank_0(network.begin_run, args.output_dir, settings, bool(checkpoint))
-    if rank == 0:
+    if not args.benchmark:
+        from_rank_0(network.begin_run, args.output_dir, settings, bool(checkpoint))
+    if rank == 0 and not args.benchmark:
         writer = SummaryWriter(os.path.join(args.output_dir, "runs"), purge_step=step + 1)
     else:
         writer = SimpleNamespace(add_scalar=lambda *_: None, close=lambda: None)
     bar = tqdm(total=total_steps, initial=step, desc="training", disable=rank > 0 or not terminal)
     patience = args.early_stopping_patience * eval_every
     asked_to_stop, stopping = catch_signals(), False
+    timed: list[metrics.Timed] = []  # the steps since the last log line
 
     def over() -> bool:
         return stopping or step >= total_steps or bool(patience) and step - best_step >= patience
@@ -308,13 +316,17 @@ def main() -> None:
         loader = iter(DataLoader(train.rows, batch_sampler=mine, collate_fn=collate, pin_memory=device.type == "cuda"))
         for global_batch in batches:
             # ---------------------------------------------------------------------------------------- one step, timed
-            start = time.perf_counter()
+            start, waited, positions = time.perf_counter(), 0.0, 0
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step - skipped, total_steps, warmup_steps, args.learning_rate)
             torch.manual_seed(dropout_seed(args.seed, step, rank))
             num_labels = max(1, int(train.rows.num_labels[global_batch].sum()))  # of all ranks: no collective needed
             for micro_step in range(args.gradient_accumulation_steps):
-                batch = {name: tensor.to(device, non_blocking=True) for name, tensor in next(loader).items()}
+                asked = time.perf_counter()
+                batch = next(loader)
+                waited += time.perf_counter() - asked
+                positions += batch["input_ids"].numel()
+                batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
                 last = micro_step == args.gradient_accumulation_steps - 1
                 with contextlib.nullcontext() if last or world_size == 1 else model.no_sync():
                     with autocast:
@@ -339,42 +351,40 @@ def main() -> None:
             optimizer.zero_grad(set_to_none=True)
             step += 1
             sentences += len(global_batch)
-            tokens += int(train.rows.lengths[global_batch].sum())
+            lengths = train.rows.lengths[global_batch]
+            tokens += int(lengths.sum())
             # --------------------------------------------------------------------------------------------------------
-            evaluating = step % eval_every == 0 or step == total_steps
-            logging = step % args.logging_steps == 0 or step == total_steps
+            evaluating = not args.benchmark and (step % eval_every == 0 or step == total_steps)
+            logging = not args.benchmark and (step % args.logging_steps == 0 or step == total_steps)
             signals = asked_to_stop.clone()
             if world_size > 1:
                 dist.all_reduce(signals, dist.ReduceOp.MAX, group=hosts)  # hosts agree, no GPU waits
             stopping = bool(signals)
-            saving = step % save_every == 0 or stopping
-            waiting = logging or evaluating or saving or step % steps_per_epoch == 0
+            saving = not args.benchmark and (step % save_every == 0 or stopping)
+            waiting = logging or evaluating or saving or step % steps_per_epoch == 0 or args.benchmark
             if waiting and device.type == "cuda":
                 torch.cuda.synchronize()  # the clock counts finished work
-            seconds += time.perf_counter() - start
+            timed.append(metrics.Timed(time.perf_counter() - start, waited, lengths, positions))
+            seconds += timed[-1].seconds
             bar.update()
             if (waiting or device.type == "cpu") and broken_at >= 0:
                 with data.errors_exit(1):
                     stop_at_broken_step(int(broken_at), train, batches[int(broken_at) - first_step])
 
             if logging:
-                loss_so_far = sum_over_ranks(total_loss)
+                loss_so_far, positions = sum_over_ranks(total_loss, sum(step.positions for step in timed))
                 mean_loss = (loss_so_far - logged_loss) / (step - logged_step)
                 lr = optimizer.param_groups[0]["lr"]
-                rate = (tokens - logged_tokens) / (seconds - logged_seconds)
-                scalars = {
-                    "loss": mean_loss,
-                    "learning_rate": lr,
-                    "grad_norm": grad_norm.item(),
-                    "tokens_per_second": rate,
-                }
+                figures = metrics.throughput(timed, positions)
+                scalars = {"loss": mean_loss, "learning_rate": lr, "grad_norm": grad_norm.item(), **figures}
+                rate = figures["tokens_per_second"]
                 for name, value in scalars.items():
                     writer.add_scalar(f"train/{name}", value, step)
                 line = f"loss {mean_loss:.4f} | lr {lr:.2e} | {rate:,.0f} tokens/s"
                 bar.set_postfix_str(line)
                 if not terminal:
                     log(f"step {step}/{total_steps} | {line}")
-                logged_loss, logged_step, logged_seconds, logged_tokens = loss_so_far, step, seconds, tokens
+                logged_loss, logged_step, timed = loss_so_far, step, []
 
             if evaluating and validation:
                 scores = evaluated(validation)
@@ -390,7 +400,7 @@ def main() -> None:
 
             if saving:
                 state = {"step": step, "skipped": skipped, "best_step": best_step, "best": best, "seconds": seconds}
-                state |= {"sentences": sentences, "tokens": tokens, "loss": sum_over_ranks(total_loss)}
+                state |= {"sentences": sentences, "tokens": tokens, "loss": sum_over_ranks(total_loss)[0]}
                 state |= {"scaler": scaler.state_dict(), "identity": identity}
                 limit = args.save_total_limit
                 with data.errors_exit(1):
@@ -399,7 +409,18 @@ def main() -> None:
                 break
     bar.close()
     release_signals()
-    train_loss = sum_over_ranks(total_loss) / step
+    if args.benchmark:
+        timed = timed[WARM_UP:]
+        _, positions = sum_over_ranks(total_loss, sum(step.positions for step in timed))
+        figures = metrics.throughput(timed, positions)
+        figures |= network.utilisation(raw_model, precision, [(s.seconds, s.lengths) for s in timed], world_size)
+        log("\n".join(f"{name:22} {value:14,.4g}" for name, value in figures.items()))
+        name = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+        )
+        log(json.dumps(figures | {"world_size": world_size, "precision": precision, "device": name}))
+        return
+    train_loss = sum_over_ranks(total_loss)[0] / step
     if stopping:
         writer.close()
         log(f"stopped by {signal.Signals(int(signals)).name}; the same command goes on from {saved}")

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -241,6 +242,32 @@ def test_switches_train_and_change_what_they_should(corpus, still, flag, tmp_pat
     difference = furthest(weights(tmp_path / "plain"), weights(tmp_path / "with"))
     assert difference < 1e-6 if flag == "--gradient_checkpointing" else difference > 1e-5
     assert results(tmp_path / "plain")["eval_words"] == results(tmp_path / "with")["eval_words"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_benchmark_times_the_real_loop_and_writes_nothing(ranks, corpus, still, tmp_path):
+    command = [*flat(corpus), "--model_name_or_path", still, "--precision", "fp32", "--benchmark", 6]
+    command += ["--per_device_train_batch_size", 8 // ranks, "--output_dir", tmp_path / "out"]
+    figures = json.loads(train(*command, ranks=ranks).strip().splitlines()[-1])
+    assert not (tmp_path / "out").exists()
+    assert figures["world_size"] == ranks and figures["precision"] == "fp32" and "cpu" in figures["device"]
+    splits, _ = data.load_splits(
+        data.DataArguments(**{k[2:]: v for k, v in corpus.items()}), data.load_tokenizer(still)
+    )
+    lengths = splits["train"].rows.lengths
+    epochs = [data.global_batches(lengths, 8, 42, epoch, False) for epoch in range(2)]
+    steps = [*epochs[0], *epochs[1]][10:16]  # behind the warm-up
+    tokens, rows = sum(lengths[step].sum() for step in steps), sum(map(len, steps))
+    seconds = rows / figures["sentences_per_second"]
+    assert figures["tokens_per_second"] == pytest.approx(tokens / seconds)
+    assert 0 < figures["step_ms_p50"] <= figures["step_ms_p95"] and 0 <= figures["data_wait"] < 1
+    padded = sum(lengths[part].max() * len(part) for step in steps for part in np.array_split(step, ranks))
+    assert figures["padding"] == pytest.approx(1 - tokens / padded)
+    # mfu x peak x time is the work: 6 N T + 12 layers width sum(L^2), N of two layers of 32 x 64, and of the head
+    weights = 2 * (4 * 32 * 32 + 2 * 32 * 64) + 32 * 9
+    work = 6 * weights * tokens + 12 * 2 * 32 * sum((lengths[step] ** 2).sum() for step in steps)
+    assert figures["mfu"] * figures["matmul_peak_tflops"] * 1e12 * seconds == pytest.approx(work)
+    assert 0 < figures["floor_ms"] and 0.1 < figures["peak_memory_gib"] < 8
 
 
 # ---- ranks and accumulation change nothing
