@@ -551,6 +551,11 @@ def read_named(name: str, config: str | None) -> dict[str, Dataset]:
         raise ValueError(f"{name}: cannot be loaded from the Hub: {error}") from None
 
 
+def _column(dataset: Dataset, name: str) -> pa.ChunkedArray:
+    """As it lies in the memory-mapped file, without a copy."""
+    return dataset.with_format("arrow")[:][name]
+
+
 def _cached(fingerprint: str) -> dict:
     """Where a derived table is kept: in datasets' cache, never beside the user's own save_to_disk folder."""
     folder = os.path.join(datasets.config.HF_DATASETS_CACHE, "nanotagger")
@@ -976,7 +981,7 @@ def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
     names = next((names for _, _, names in found.values() if names), None)  # of columns that are ids
     tags = set()
     for where, dataset, own in found.values():
-        used = pc.unique(pc.list_flatten(dataset.with_format("arrow")[:]["tags"])).to_pylist()
+        used = pc.unique(pc.list_flatten(_column(dataset, "tags"))).to_pylist()
         if names and (own or names) != names or names and (unknown := set(used).difference(names)):
             raise ValueError(
                 f"{where}: its labels, {', '.join(own or unknown)}, are not those of another split, {', '.join(names)}"
@@ -988,15 +993,22 @@ def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
         if "validation" in found:
             raise ValueError("--validation_split: there is a validation split already")
         where, dataset = found["train"]
-        order = np.random.default_rng(args.seed).permutation(len(dataset))
-        number = round(args.validation_split * len(dataset))
-        if not 0 < number < len(dataset):
-            raise ValueError(f"--validation_split {args.validation_split} of {len(dataset)} sentences leaves none")
-        for split, rows in (("validation", order[:number]), ("train", order[number:])):
-            rows.sort()
-            key = Hasher.hash((dataset._fingerprint, rows))
-            found[split] = where, dataset.select(rows).flatten_indices(**_cached(key))
+        train, validation = split_off(dataset, args.validation_split, args.seed)
+        found = {"train": (where, train), "validation": (where, validation)} | {
+            k: found[k] for k in found if k == "test"
+        }
     return found, labels
+
+
+def split_off(dataset: Dataset, share: float, seed: int) -> list[Dataset]:
+    """Sentences -> all but a share of them, drawn by seed, and that share; both in file order."""
+    number = round(share * len(dataset))
+    if not 0 < number < len(dataset):
+        raise ValueError(f"--validation_split {share} of {len(dataset)} sentences leaves none")
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    parts = [np.sort(order[number:]), np.sort(order[:number])]
+    keys = [Hasher.hash((dataset._fingerprint, rows)) for rows in parts]
+    return [dataset.select(rows).flatten_indices(**_cached(key)) for rows, key in zip(parts, keys)]
 
 
 def load_splits(args, tokenizer) -> tuple[dict[str, Split], list[str]]:
@@ -1011,9 +1023,9 @@ def load_splits(args, tokenizer) -> tuple[dict[str, Split], list[str]]:
         found, labels = read_splits(args)
         splits = {}
         for split, (where, dataset) in found.items():
-            table = dataset.with_format("arrow")[:]
-            lengths = pc.list_value_length(table["tokens"]).to_numpy().astype(np.int64)
-            tags = pc.index_in(pc.list_flatten(table["tags"]), value_set=pa.array(labels)).to_numpy().astype(np.int64)
+            lengths = pc.list_value_length(_column(dataset, "tokens")).to_numpy().astype(np.int64)
+            words = pc.list_flatten(_column(dataset, "tags"))
+            tags = pc.index_in(words, value_set=pa.array(labels)).to_numpy().astype(np.int64)
             notes = _notes_of_reader(where, dataset)
             scheme, illegal = tag_scheme(tags, lengths, labels)
             if scheme == "IOB1":
@@ -1072,7 +1084,7 @@ def checks(splits: dict[str, Split], labels: list[str], size: int) -> list[str]:
 
 
 def _as_one_string(sentences: Dataset) -> pa.ChunkedArray:
-    return pc.binary_join(sentences.with_format("arrow")[:]["tokens"], "\x1f")
+    return pc.binary_join(_column(sentences, "tokens"), "\x1f")
 
 
 def _transition(split: Split, position: int, labels: list[str]) -> str:
@@ -1084,7 +1096,7 @@ def _transition(split: Split, position: int, labels: list[str]) -> str:
 def _notes_of_reader(where: str, dataset: Dataset) -> list[str]:
     """What sentences() noted, by what was done: to which spans or sentences."""
     kinds = {}
-    for row in np.flatnonzero(pc.list_value_length(dataset.with_format("arrow")[:]["notes"]).to_numpy()):
+    for row in np.flatnonzero(pc.list_value_length(_column(dataset, "notes")).to_numpy()):
         for note in (sentence := dataset[int(row)])["notes"]:
             what, _, whom = note.partition(": ")
             kinds.setdefault(what, []).append(f"{_place(where, sentence['lines'], row)} {whom}")

@@ -156,8 +156,13 @@ def load_best(model: PreTrainedModel, folder: str, rank: int, world_size: int) -
     if rank == 0:
         safetensors.load_model(model, os.path.join(folder, "model.safetensors"), strict=False)
     if world_size > 1:
-        for tensor in [*model.parameters(), *model.buffers()]:
-            dist.broadcast(tensor.data, src=0)
+        _send([*model.parameters(), *model.buffers()])
+
+
+def _send(tensors: list[torch.Tensor]) -> None:
+    """Rank 0's to all ranks."""
+    for tensor in tensors:
+        dist.broadcast(tensor.data, src=0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -275,8 +280,7 @@ def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimize
     optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
     if world_size > 1:
         dist.broadcast_object_list(state, src=0)
-        for tensor in [*model.parameters(), *model.buffers(), *_moments(model, optimizer).values()]:
-            dist.broadcast(tensor.data, src=0)
+        _send([*model.parameters(), *model.buffers(), *_moments(model, optimizer).values()])
     return state[0]
 
 
