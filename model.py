@@ -261,22 +261,18 @@ def find_checkpoint(folder: str, which: str, identity: dict, log) -> str | None:
 
 def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world_size: int) -> dict:
     """Fills model and optimizer on all ranks with what rank 0 reads (they may not share its disk) -> the state."""
-    state = [None]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state, keys = [None], ("step", "exp_avg", "exp_avg_sq")
     if rank == 0:
         safetensors.load_model(model, os.path.join(path, "model.safetensors"))
         moments = safetensors.load_file(os.path.join(path, "optimizer.safetensors"))
         with open(os.path.join(path, "state.json"), encoding="utf-8") as file:
             state = [json.load(file)]
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    held = {}
-    for i, parameter in enumerate(parameters):
-        empty = {
-            "step": torch.zeros(()),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-        held[i] = {key: moments[f"{names[parameter]}/{key}"] if rank == 0 else empty[key] for key in empty}
+    else:  # room for what rank 0 sends
+        shapes = {f"{names[p]}/{key}": () if key == "step" else p.shape for p in parameters for key in keys}
+        moments = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    held = {i: {key: moments[f"{names[p]}/{key}"] for key in keys} for i, p in enumerate(parameters)}
     optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
     if world_size > 1:
         dist.broadcast_object_list(state, src=0)

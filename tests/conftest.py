@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 import pytest  # noqa: E402
 import tokenizers  # noqa: E402
 import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 from transformers import (  # noqa: E402
     BertConfig,
@@ -97,6 +99,14 @@ def train(*flags, ranks: int = 1, **env) -> str:
         patch.setattr("sys.argv", ["train.py", *map(str, flags)])
         script.main()
     return printed.getvalue()
+
+
+def results(folder) -> dict:
+    return json.loads((Path(folder) / "all_results.json").read_text())
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
 
 
 def word_piece() -> PreTrainedTokenizerFast:

@@ -17,10 +17,9 @@ import time
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 import torch.distributed as dist
-from conftest import ROOT, flat, load, read, run, train, write_conll
+from conftest import ROOT, flat, load, read, results, run, train, weights, write_conll
 from faults import consumed, install
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -219,15 +218,10 @@ def test_killed_runs_end_with_the_very_weights_of_one_never_killed(kills, long_r
         assert Path(last, name).read_bytes() == Path(other).read_bytes()
     assert consumed(tmp_path / "whole.log") == consumed(tmp_path / "killed.log")
     assert len(consumed(tmp_path / "whole.log")) == steps
-    results = [json.loads((tmp_path / run / "all_results.json").read_text()) for run in ("whole", "killed")]
-    assert [{k: v for k, v in r.items() if "second" not in k and "runtime" not in k} for r in results][0] == (
-        {k: v for k, v in results[1].items() if "second" not in k and "runtime" not in k}
-    )
+    both = [results(tmp_path / run) for run in ("whole", "killed")]
+    both = [{k: v for k, v in found.items() if "second" not in k and "runtime" not in k} for found in both]
+    assert both[0] == both[1]
     assert not list((tmp_path / "killed").rglob("*.partial"))
-
-
-def weights(folder) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(Path(folder) / "model.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """Tagging running text, against transformers' own pipeline."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import sklearn.metrics
-from conftest import ROOT, read, run, train
+from conftest import ROOT, read, results, run, train
 from transformers import AutoModelForTokenClassification, pipeline
 
 import data
@@ -97,7 +96,7 @@ def test_long_documents_are_read_to_their_end(tagger):
 
 def test_the_saved_model_scores_what_training_measured(trained, tagger):
     """Word for word: the file's own words, tagged by the saved model, give the very scores of the last evaluation."""
-    measured = json.loads((Path(trained) / "all_results.json").read_text())
+    measured = results(trained)
     for split, prefix in (("validation", "eval"), ("test", "test")):
         sentences = read(ROOT / "samples" / f"{split}.conll")
         gold = np.array([tagger.labels.index(tag) for sentence in sentences for tag in sentence["tags"]])
@@ -184,7 +183,7 @@ def test_parts_of_speech_of_conllu_score_as_scikit_learn_scores_them(encoders, t
     files = ["--train_file", tmp_path / "train.conllu", "--test_file", tmp_path / "test.conllu", "--task_name", "pos"]
     flags = ["--model_name_or_path", encoders["wordpiece"], "--learning_rate", 5e-3, "--precision", "fp32"]
     train(*files, *flags, "--output_dir", tmp_path / "out")
-    measured = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    measured = results(tmp_path / "out")
     tagger = infer.Tagger(str(tmp_path / "out"), precision="fp32")
     found = tagger.probabilities([sentence["tokens"] for sentence in sentences])
     predicted = [tagger.labels[subwords[0].argmax()] for words in found for subwords in words]

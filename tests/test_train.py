@@ -9,21 +9,13 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import flat, run, train
+from conftest import flat, results, run, train, weights
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import data
 import model as network
 import train as script
-
-
-def results(folder) -> dict:
-    return json.loads((Path(folder) / "all_results.json").read_text())
-
-
-def weights(folder) -> dict[str, torch.Tensor]:
-    return load_file(Path(folder) / "model.safetensors")
 
 
 def furthest(a: dict, b: dict) -> float:
