@@ -859,6 +859,10 @@ class Rows(torch.utils.data.Dataset):
         row -= self.first_row[chunk]
         return tuple(values[offsets[row] : offsets[row + 1]] for values, offsets in self.chunks[chunk])
 
+    def vocabulary(self) -> np.ndarray:
+        """[U] the subword ids that occur."""
+        return np.unique(np.concatenate([np.unique(input_ids) for (input_ids, _), _ in self.chunks]))
+
     def windows(self) -> np.ndarray:
         """[S] the windows of each sentence (those without a word have none, and are not counted)."""
         return np.diff(np.append(np.flatnonzero(self.subwords), len(self)))
@@ -894,6 +898,25 @@ def collate(rows: list[tuple[np.ndarray, np.ndarray]], pad_token_id: int) -> dic
         batch["attention_mask"][i, : len(input_ids)] = 1
         batch["labels"][i, : len(labels)] = labels
     return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+def collate_end_to_end(
+    rows: list[tuple[np.ndarray, np.ndarray]], pad_token_id: int, first_position: int, layout
+) -> dict:
+    """Rows, the longest first, one behind the other: input_ids, position_ids, labels [1, T], and layout(their lengths).
+
+    T is rounded up by less than 1 in 64, or to 8, with padding as one more row: other sizes cost a CPU more than that.
+    """
+    rows = sorted(rows, key=lambda row: -len(row[0]))
+    tokens = sum(len(input_ids) for input_ids, _ in rows)
+    multiple = max(8, 1 << (tokens // 64).bit_length() >> 1)
+    if missing := -tokens % multiple or multiple * (not rows):
+        rows.append((np.full(missing, pad_token_id), np.full(missing, -100)))
+    lengths = np.array([len(input_ids) for input_ids, _ in rows])
+    input_ids, labels = (torch.from_numpy(np.concatenate(values)).long()[None] for values in zip(*rows))
+    positions = np.concatenate([np.arange(first_position, first_position + length) for length in lengths])
+    batch = {"input_ids": input_ids, "position_ids": torch.from_numpy(positions)[None], "labels": labels}
+    return batch | {"sentences": layout(lengths)}
 
 
 def global_batches(lengths: np.ndarray, size: int, seed: int, epoch: int, group_by_length: bool) -> list[np.ndarray]:

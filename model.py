@@ -5,22 +5,35 @@ optimizer = torch.optim.AdamW(parameter_groups(raw_model, 0.01), lr=5e-5)
 logits = raw_model(input_ids, attention_mask).logits   # [B, L] -> [B, L, C]
 """
 
+import contextlib
+import ctypes
 import hashlib
 import json
+import math
 import os
 import resource
 import shutil
 import tempfile
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import nn
-from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 
 def load_model(name: str, labels: list[str], gradient_checkpointing: bool = False) -> PreTrainedModel:
@@ -93,6 +106,238 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Matrix products in 16 bits, norms, softmax and loss in fp32; switched off for fp32."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The fast path (figures: tests/benchmarks/NOTES.md). AdamW sees only the word embeddings in use. On a CPU the sentences
+# of a batch lie end to end, [1, T], padded inside attention alone, and dropout draws 16 bits a number.
+
+
+class Vocabulary(nn.Embedding):
+    """Word embeddings of which `rows` alone is trained: those of the subwords that occur in training.
+
+    The others have no gradient ever; all that they are spared is weight decay. `weight`, the whole matrix, is what
+    evaluation reads and what is saved and loaded.
+    """
+
+    def use(self, ids: torch.Tensor) -> None:
+        self.register_buffer("ids", ids, persistent=False)  # [U] of the whole vocabulary, V
+        self.register_buffer("row", ids.new_zeros(self.num_embeddings), persistent=False)  # [V] the way back
+        self.row[ids] = torch.arange(len(ids), device=ids.device)
+        self.rows = nn.Parameter(self.weight.detach()[ids])  # [U, H]
+        self.weight.requires_grad_(False)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return F.embedding(self.row[input_ids], self.rows) if self.training else super().forward(input_ids)
+
+    def _write_back(self) -> None:
+        self.weight.data[self.ids] = self.rows.data
+
+    def train(self, mode: bool = True):
+        self._write_back()
+        return super().train(mode)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        self._write_back()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[prefix + "rows"]
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        state_dict[prefix + "rows"] = state_dict[prefix + "weight"][self.ids.cpu()]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def train_only(model: PreTrainedModel, ids: np.ndarray) -> None:
+    """Of the word embeddings, the rows `ids` and padding's: optimizer and all-reduce never see the rest."""
+    embedding = model.get_input_embeddings()
+    if type(embedding) is nn.Embedding:
+        padding = [] if embedding.padding_idx is None else [embedding.padding_idx]
+        embedding.__class__ = Vocabulary
+        embedding.use(torch.from_numpy(np.union1d(ids, padding).astype(np.int64)).to(embedding.weight.device))
+
+
+def _kept(shape: torch.Size, p: float) -> torch.Tensor:
+    """int16 [shape]: 0 where dropped, else 1. Four of each draw, since the generator is what dropout waits for."""
+    size = math.prod(shape)
+    bits = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)
+    return bits.view(torch.int16)[:size].view(shape).ge_(round(p * 2**16) - 2**15)
+
+
+def _scale(p: float) -> float:
+    """What is kept grows by this: p is a multiple of 2^-16 in _kept."""
+    return 1 / (1 - round(p * 2**16) / 2**16)
+
+
+class _Drop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, p):
+        kept = _kept(x.shape, p)
+        ctx.save_for_backward(kept)
+        ctx.scale = _scale(p)
+        return (x * kept.to(x.dtype)).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return (gradient * ctx.saved_tensors[0].to(gradient.dtype)).mul_(ctx.scale), None
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout on a CPU, in a fifth of its time."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _Drop.apply(x, self.p) if self.training and 0 < self.p < 1 else super().forward(x)
+
+
+class Layout(NamedTuple):
+    """Where T tokens, sentences end to end, stand in attention's padded pieces of [n, H, L], one after the other."""
+
+    pieces: list[tuple[slice, int, torch.Tensor]]  # the positions (of all P), the longest L, bias [n, 1, 1, L]
+    gather: torch.Tensor  # [P] position -> (token, head) in [T, H]
+    scatter: torch.Tensor  # [T H] (token, head) -> position
+    padding: torch.Tensor  # the positions that hold none
+
+
+def layout(lengths: np.ndarray, heads: int) -> Layout:
+    """lengths [R] of the rows in their order, the longest first, so that pieces of eight rows are narrow."""
+    starts = np.cumsum(lengths) - lengths
+    pieces, gather, real, position = [], [], [], 0
+    for first in range(0, len(lengths), 8):
+        rows = slice(first, first + 8)
+        longest = int(lengths[rows].max())
+        column = np.arange(longest)
+        inside = column < lengths[rows, None]  # [n, L]
+        token = np.where(inside, starts[rows, None] + column, 0)
+        gather.append((token[:, None] * heads + np.arange(heads)[:, None]).ravel())  # [n, H, L]
+        real.append(np.repeat(inside[:, None], heads, axis=1).ravel())
+        bias = torch.from_numpy(np.where(inside, 0, -1e9).astype(np.float32))[:, None, None]
+        pieces.append((slice(position, position + len(gather[-1])), longest, bias))
+        position += len(gather[-1])
+    gather, real = np.concatenate(gather), np.concatenate(real)
+    scatter = np.empty(heads * int(lengths.sum()), np.int64)
+    scatter[gather[real]] = np.flatnonzero(real)
+    return Layout(pieces, *map(torch.from_numpy, (gather, scatter, np.flatnonzero(~real))))
+
+
+class _Attend(torch.autograd.Function):
+    """softmax(Q K' scale + bias) V with dropout, in fp32; q, k, v [1, H, T, D] -> [1, T, H, D].
+
+    Backward by hand: autograd would make a gradient of all T tokens for every piece of them.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, scale, p, window, layout):
+        _, heads, tokens, width = q.shape
+        ctx.layout, ctx.scale, ctx.grow, ctx.dtype = layout, scale, _scale(p), q.dtype
+        q, k, v = (
+            x[0].transpose(0, 1).reshape(-1, width).index_select(0, layout.gather).to(torch.float32) for x in (q, k, v)
+        )
+        q.mul_(scale)
+        out, saved = torch.empty_like(v), []  # [P, D]
+        for where, length, bias in layout.pieces:
+            q_, k_, v_, out_ = (x[where].view(-1, length, width) for x in (q, k, v, out))  # [n H, L, D]
+            scores = torch.bmm(q_, k_.transpose(1, 2)).view(len(bias), heads, length, length).add_(bias)
+            if window and length > window:
+                at = torch.arange(length)
+                scores.masked_fill_((at[:, None] - at).abs() >= window, -1e9)
+            saved.append(scores.softmax(-1))
+            weights = saved[-1]
+            if p:
+                saved.append(_kept(weights.shape, p))
+                weights = weights * saved[-1].to(torch.float32)
+            torch.bmm(weights.view(-1, length, length), v_, out=out_)
+        ctx.save_for_backward(q, k, v, *saved)
+        out = out.index_select(0, layout.scatter).mul_(ctx.grow).to(ctx.dtype)
+        return out.view(1, tokens, heads, width)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        _, tokens, heads, width = gradient.shape
+        layout, (q, k, v, *saved) = ctx.layout, ctx.saved_tensors
+        out = gradient.reshape(-1, width).index_select(0, layout.gather).to(torch.float32)
+        out.index_fill_(0, layout.padding, 0).mul_(ctx.grow)
+        gradients, saved = [torch.empty_like(x) for x in (q, k, v)], iter(saved)
+        for where, length, _ in layout.pieces:
+            q_, k_, v_, out_ = (x[where].view(-1, length, width) for x in (q, k, v, out))
+            to_q, to_k, to_v = (x[where].view(-1, length, width) for x in gradients)
+            probabilities = weights = next(saved).view(-1, length, length)
+            scores = torch.bmm(out_, v_.transpose(1, 2))
+            if ctx.grow > 1:
+                kept = next(saved).view(-1, length, length).to(torch.float32)
+                scores.mul_(kept)
+                weights = kept.mul_(probabilities)
+            scores = torch._softmax_backward_data(scores, probabilities, -1, torch.float32)
+            torch.bmm(weights.transpose(1, 2), out_, out=to_v)
+            torch.bmm(scores, k_, out=to_q)
+            torch.bmm(scores.transpose(1, 2), q_, out=to_k)
+        gradients[0].mul_(ctx.scale)
+        back = (x.index_select(0, layout.scatter).to(ctx.dtype).view(tokens, heads, width) for x in gradients)
+        return *(x.transpose(0, 1)[None] for x in back), None, None, None, None
+
+
+def _attention(module, query, key, value, attention_mask, scaling, dropout=0.0, sentences=None, **kwargs):
+    """As transformers calls it: by the Layout of sentences end to end, or PyTorch's own on a padded batch."""
+    if sentences is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    with torch.autocast("cpu", enabled=False):
+        out = _Attend.apply(query, key, value, scaling, dropout, kwargs.get("sliding_window"), sentences)
+    return out, None
+
+
+def _mask(*args, attention_mask=None, **kwargs):
+    """None for sentences end to end, which come without a mask."""
+    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+
+
+AttentionInterface.register("sentences", _attention)
+AttentionMaskInterface.register("sentences", _mask)
+
+
+@torch.no_grad()
+def read_end_to_end(model: PreTrainedModel, longest: int) -> int | None:
+    """Lets an encoder on a CPU read sentences end to end -> the position id of a sentence's first token.
+
+    None, and a model as it was, where that gives other logits than a padded batch: in encoders whose attention is their
+    own (DeBERTa, XLNet) or whose positions are not given to them. A trial, so that no list of names can be out of date.
+    """
+    before, was_training = model.config._attn_implementation, model.training
+    lengths = np.minimum([180, 180, 180, 5, 3], longest)  # with more tokens than most encoders have positions
+    pad = model.config.pad_token_id or 0
+    ids = torch.arange(int(lengths.sum())) % (model.config.vocab_size - 1)
+    ids += ids >= pad  # any but padding
+    rows = ids.split(lengths.tolist())
+    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    expected = model.eval()(input_ids=padded, attention_mask=mask).logits[mask.bool()]
+    try:
+        model.set_attn_implementation("sentences")
+        sentences = layout(lengths, model.config.num_attention_heads)
+        for first in (0, pad + 1):  # RoBERTa's begin behind padding's
+            at = torch.cat([torch.arange(first, first + length) for length in lengths.tolist()])[None]
+            logits = model(input_ids=ids[None], position_ids=at, sentences=sentences).logits[0]
+            if logits.shape == expected.shape and torch.allclose(logits, expected, rtol=1e-3, atol=1e-4):
+                return first
+    except Exception:  # whatever an encoder does with arguments that it does not know
+        pass
+    finally:
+        model.train(was_training)
+    model.set_attn_implementation(before)
+    return None
+
+
+def swap_dropout(model: nn.Module) -> None:
+    """nn.Dropout -> Dropout, in place."""
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = Dropout
+
+
+def keep_freed_memory() -> None:
+    """glibc gives large blocks back to the system, which faults them in again at every step; elsewhere: nothing."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no block of its own
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing back
+        mallopt(-2, 2**26)  # M_TOP_PAD: more at a time
 
 
 # ----------------------------------------------------------------------------------------------------------------------

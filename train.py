@@ -164,6 +164,15 @@ def leave_process_group() -> None:
     dist.destroy_process_group()
 
 
+def collate_without_padding(raw_model, collate, longest: int):
+    """How training collates on a CPU: sentences end to end if this encoder can read them so, else as before."""
+    first_position = network.read_end_to_end(raw_model, longest)
+    if first_position is None:
+        return collate
+    layout = functools.partial(network.layout, heads=raw_model.config.num_attention_heads)
+    return functools.partial(data.collate_end_to_end, **collate.keywords, first_position=first_position, layout=layout)
+
+
 @torch.no_grad()
 def evaluate(raw_model, collate, autocast, batch_size, score, rank, world_size, split: data.Split) -> dict:
     """Scores of a whole split, the same on all ranks. Batches go round the ranks; no collective until the end."""
@@ -268,11 +277,16 @@ def main() -> None:
     # Model, optimizer, DDP
     raw_model.train()
     warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # its successor is not there on torch 2.11
+    collate = functools.partial(data.collate, pad_token_id=tokenizer.pad_token_id or 0)
+    read = collate_without_padding(raw_model, collate, tokenizer.model_max_length) if device.type == "cpu" else collate
+    if device.type == "cpu":
+        network.swap_dropout(raw_model)
+        network.keep_freed_memory()
     network.freeze_unused(raw_model)
+    network.train_only(raw_model, train.rows.vocabulary())
     optimizer = torch.optim.AdamW(network.parameter_groups(raw_model, args.weight_decay), lr=0.0, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     autocast = network.autocast(precision, device)
-    collate = functools.partial(data.collate, pad_token_id=tokenizer.pad_token_id or 0)
     score = functools.partial(metrics.score, labels=labels, scheme=train.scheme, strict=args.strict)
     evaluated = functools.partial(
         evaluate, raw_model, collate, autocast, args.per_device_eval_batch_size, score, rank, world_size
@@ -313,7 +327,7 @@ def main() -> None:
         batches = data.global_batches(train.rows.lengths, global_batch_size, args.seed, epoch, args.group_by_length)
         batches, first_step = batches[position:], step
         mine = data.micro_batches(batches, args.gradient_accumulation_steps, rank, world_size)
-        loader = iter(DataLoader(train.rows, batch_sampler=mine, collate_fn=collate, pin_memory=device.type == "cuda"))
+        loader = iter(DataLoader(train.rows, batch_sampler=mine, collate_fn=read, pin_memory=device.type == "cuda"))
         for global_batch in batches:
             # ---------------------------------------------------------------------------------------- one step, timed
             start, waited, positions = time.perf_counter(), 0.0, 0
@@ -326,13 +340,15 @@ def main() -> None:
                 batch = next(loader)
                 waited += time.perf_counter() - asked
                 positions += batch["input_ids"].numel()
-                batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+                if device.type != "cpu":
+                    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+                gold = batch.pop("labels")
                 last = micro_step == args.gradient_accumulation_steps - 1
                 with contextlib.nullcontext() if last or world_size == 1 else model.no_sync():
                     with autocast:
-                        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+                        logits = model(**batch).logits
                     # Sum over this batch / labels of the whole global batch: the layout of ranks changes nothing.
-                    loss = F.cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+                    loss = F.cross_entropy(logits.float().flatten(0, 1), gold.flatten(), reduction="sum")
                     loss = loss / num_labels
                     scaler.scale(loss * world_size).backward()  # DDP takes the mean over ranks; we want the sum
                 total_loss += loss.detach()
