@@ -10,6 +10,7 @@ steps, as many as train.py leaves out, are not timed. The others use nothing of 
 """
 
 import argparse
+import html
 import json
 import os
 import platform
@@ -30,6 +31,7 @@ from accelerate import Accelerator  # noqa: E402
 
 import data  # noqa: E402
 import metrics  # noqa: E402
+import model as network  # noqa: E402
 import train  # noqa: E402
 
 # As the token-classification guide of transformers has it; bf16, buckets and no extras: PERFORMANCE at its best.
@@ -42,18 +44,25 @@ CONTESTANTS = {
     "ours": "nanotagger, default",
     "ours-by-length": "nanotagger, --group_by_length",
     "ours-fp32": "nanotagger, --precision fp32",
+    "plain": "nanotagger's loop in fp32, padded, without the mends",
     "guide": "Trainer as the guide has it (fp32, random)",
     "guide-bf16": "Trainer, bf16, random",
     "best": "Trainer at its best (bf16, group_by_length, fused AdamW)",
     "accelerate": "accelerate loop, bf16, random",
 }
-FLAGS = {"ours": [], "ours-by-length": ["--group_by_length"], "ours-fp32": ["--precision", "fp32"]}
+FLAGS = {
+    "ours": [], "ours-by-length": ["--group_by_length"], "ours-fp32": ["--precision", "fp32"],
+    "plain": ["--precision", "fp32"],
+}  # fmt: skip
+PLAIN = """import model, train
+model.read_end_to_end = model.swap_dropout = model.keep_freed_memory = model.train_only = lambda *_: None
+train.main()"""
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train_file")
-    parser.add_argument("--validation_file")
+    parser.add_argument("--train_file", type=os.path.abspath)
+    parser.add_argument("--validation_file", type=os.path.abspath)
     parser.add_argument("--model", help="folder or Hub id; base: BERT-base's size with random weights")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=200, help="timed ones")
@@ -61,7 +70,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=3.0, help="of --f1")
     parser.add_argument("--f1", type=int, nargs="*", default=[], metavar="SEED", help="whole runs, one a seed")
     parser.add_argument("--only", nargs="*", choices=CONTESTANTS, help="some of the contestants")
-    parser.add_argument("--markdown", help="file that the table is written to")
+    parser.add_argument("--markdown", type=os.path.abspath, help="file that the table is written to")
+    parser.add_argument("--svg", type=os.path.abspath, help="file that a plot of the throughput is written to")
     parser.add_argument("--run", nargs=3, metavar=("CONTESTANT", "SEED", "OUT"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -89,17 +99,19 @@ class Clock:
 
     def __init__(self, tokenizer):
         self.collator = transformers.DataCollatorForTokenClassification(tokenizer)
-        self.ends, self.tokens = [], []
+        self.ends, self.lengths = [], []
 
     def collate(self, features: list[dict]) -> dict:
         batch = self.collator([{name: feature[name] for name in ("input_ids", "labels")} for feature in features])
-        self.tokens.append(int(batch["attention_mask"].sum()))
+        self.lengths.append(batch["attention_mask"].sum(1).numpy())
         return batch
 
-    def figures(self) -> dict:
+    def figures(self, model, precision: str) -> dict:
         seconds = np.diff(self.ends)[train.WARM_UP - 1 :]
-        tokens = self.tokens[train.WARM_UP :][: len(seconds)]
-        return {"tokens_per_second": sum(tokens) / seconds.sum(), "step_ms_p50": 1e3 * float(np.median(seconds))}
+        lengths = self.lengths[train.WARM_UP :][: len(seconds)]
+        rate = sum(part.sum() for part in lengths) / seconds.sum()
+        mfu = network.utilisation(model, precision, list(zip(seconds, lengths)), 1)["mfu"]
+        return {"tokens_per_second": rate, "step_ms_p50": 1e3 * float(np.median(seconds)), "mfu": mfu}
 
 
 def features(split: data.Split) -> list[dict]:
@@ -138,7 +150,7 @@ def with_trainer(name: str, args, splits, labels, model, tokenizer, seed: int) -
         ends = Ends()
         trainer.add_callback(ends)
         trainer.train()
-    return {"f1": ends.best} if whole else clock.figures()
+    return {"f1": ends.best} if whole else clock.figures(model, "bf16" if settings["bf16"] else "fp32")
 
 
 def with_accelerate(args, splits, labels, model, tokenizer, seed: int) -> dict:
@@ -167,7 +179,7 @@ def with_accelerate(args, splits, labels, model, tokenizer, seed: int) -> dict:
                 break
         if whole:
             best = max(best, f1_of(accelerator.unwrap_model(model), splits["validation"], labels, tokenizer))
-    return {"f1": best} if whole else clock.figures()
+    return {"f1": best} if whole else clock.figures(accelerator.unwrap_model(model), "bf16")
 
 
 @torch.no_grad()
@@ -205,7 +217,8 @@ def run_other(args, name: str, seed: int, out: str) -> None:
 
 
 def ours(args, name: str, seed: int, folder: Path) -> dict:
-    command = [sys.executable, str(ROOT / "train.py"), *data_flags(args), *FLAGS[name], "--seed", str(seed)]
+    script = ["-c", PLAIN] if name == "plain" else [str(ROOT / "train.py")]
+    command = [sys.executable, *script, *data_flags(args), *FLAGS[name], "--seed", str(seed)]
     command += ["--per_device_train_batch_size", str(args.batch_size), "--output_dir", str(folder / "ours")]
     if args.f1:
         command += ["--num_train_epochs", str(args.epochs), "--warmup_ratio", "0", "--overwrite_output_dir"]
@@ -215,7 +228,7 @@ def ours(args, name: str, seed: int, folder: Path) -> dict:
 
 
 def checked(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr}")
     return done.stdout
@@ -249,8 +262,15 @@ def table(results: dict[str, list[dict]], args) -> str:
             lines.append(f"| {CONTESTANTS[name]} | {each} | {statistics.mean(f1):.4f} | {error:.4f} |")
         return "\n".join(lines)
     rates = {name: [figure["tokens_per_second"] for figure in figures] for name, figures in results.items()}
-    mine = [name for name in FLAGS if name in rates]
-    head = ["", "tokens/s, median", "lowest to highest", "step, ms", *(f"{CONTESTANTS[name]}: times" for name in mine)]
+    mine = [name for name in FLAGS if name in rates and name != "plain"]
+    head = [
+        "",
+        "tokens/s, median",
+        "lowest to highest",
+        "step, ms",
+        "of matmul peak",
+        *(f"{CONTESTANTS[name]}: times" for name in mine),
+    ]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for name, values in rates.items():
         median = statistics.median(values)
@@ -261,10 +281,31 @@ def table(results: dict[str, list[dict]], args) -> str:
             f"{median:,.0f}",
             f"{min(values):,.0f} to {max(values):,.0f}",
             f"{step:.0f}",
+            f"{statistics.median(figure['mfu'] for figure in results[name]):.1%}",
             *times,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def plot(results: dict[str, list[dict]], title: str) -> str:
+    """An SVG of a bar a contestant, its median tokens per second, and the spread as a line; for light and dark."""
+    rates = {name: [figure["tokens_per_second"] for figure in figures] for name, figures in results.items()}
+    per_token = 420 / max(map(max, rates.values()))
+    style = "text{font:14px sans-serif;fill:#888} .ours{fill:#2a9d8f} .others{fill:#8d99ae} line{stroke:#e76f51}"
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="960" height="{60 + 36 * len(rates)}"><style>{style}</style>'
+    ]
+    lines.append(f'<text x="0" y="20">{html.escape(title)}: tokens per second</text>')
+    for i, (name, values) in enumerate(rates.items()):
+        y, median = 40 + 36 * i, statistics.median(values)
+        low, high = (400 + per_token * value for value in (min(values), max(values)))
+        lines.append(f'<text x="392" y="{y + 17}" text-anchor="end">{html.escape(CONTESTANTS[name])}</text>')
+        kind = "ours" if name in FLAGS else "others"
+        lines.append(f'<rect class="{kind}" x="400" y="{y}" width="{per_token * median:.1f}" height="24"/>')
+        lines.append(f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y + 12}" y2="{y + 12}"/>')
+        lines.append(f'<text x="{high + 8:.1f}" y="{y + 17}">{median:,.0f}</text>')
+    return "\n".join([*lines, "</svg>\n"])
 
 
 def main() -> None:
@@ -290,6 +331,8 @@ def main() -> None:
     print(f"\n{text}")
     if args.markdown:
         Path(args.markdown).write_text(text)
+    if args.svg:
+        Path(args.svg).write_text(plot(results, f"{machine()}; {shown}, batches of {args.batch_size}"))
 
 
 if __name__ == "__main__":
