@@ -901,15 +901,15 @@ def collate(rows: list[tuple[np.ndarray, np.ndarray]], pad_token_id: int) -> dic
 
 
 def collate_end_to_end(
-    rows: list[tuple[np.ndarray, np.ndarray]], pad_token_id: int, first_position: int, layout
-) -> dict:
+    rows: list[tuple], pad_token_id: int, first_position: int, layout, parts: int = 64
+) -> dict[str, torch.Tensor]:
     """Rows, the longest first, one behind the other: input_ids, position_ids, labels [1, T], and layout(their lengths).
 
-    T is rounded up by less than 1 in 64, or to 8, with padding as one more row: other sizes cost a CPU more than that.
+    T is rounded up by less than 1 in `parts`, or to 8, with padding as one more row: oneDNN compiles for every other T.
     """
     rows = sorted(rows, key=lambda row: -len(row[0]))
     tokens = sum(len(input_ids) for input_ids, _ in rows)
-    multiple = max(8, 1 << (tokens // 64).bit_length() >> 1)
+    multiple = max(8, 1 << (tokens // parts).bit_length() >> 1)
     if missing := -tokens % multiple or multiple * (not rows):
         rows.append((np.full(missing, pad_token_id), np.full(missing, -100)))
     lengths = np.array([len(input_ids) for input_ids, _ in rows])

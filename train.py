@@ -164,13 +164,14 @@ def leave_process_group() -> None:
     dist.destroy_process_group()
 
 
-def collate_without_padding(raw_model, collate, longest: int):
+def collate_without_padding(raw_model, collate, longest: int, parts: int):
     """How training collates on a CPU: sentences end to end if this encoder can read them so, else as before."""
     first_position = network.read_end_to_end(raw_model, longest)
     if first_position is None:
         return collate
     layout = functools.partial(network.layout, heads=raw_model.config.num_attention_heads)
-    return functools.partial(data.collate_end_to_end, **collate.keywords, first_position=first_position, layout=layout)
+    settings = collate.keywords | {"first_position": first_position, "layout": layout, "parts": parts}
+    return functools.partial(data.collate_end_to_end, **settings)
 
 
 @torch.no_grad()
@@ -278,8 +279,10 @@ def main() -> None:
     raw_model.train()
     warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # its successor is not there on torch 2.11
     collate = functools.partial(data.collate, pad_token_id=tokenizer.pad_token_id or 0)
-    read = collate_without_padding(raw_model, collate, tokenizer.model_max_length) if device.type == "cpu" else collate
+    read = collate
     if device.type == "cpu":
+        parts = 16 if args.group_by_length else 64  # batches of like length are of all sizes
+        read = collate_without_padding(raw_model, collate, tokenizer.model_max_length, parts)
         network.swap_dropout(raw_model)
         network.keep_freed_memory()
     network.freeze_unused(raw_model)
