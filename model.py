@@ -124,7 +124,7 @@ class Vocabulary(nn.Embedding):
         self.register_buffer("ids", ids, persistent=False)  # [U] of the whole vocabulary, V
         self.register_buffer("row", ids.new_zeros(self.num_embeddings), persistent=False)  # [V] the way back
         self.row[ids] = torch.arange(len(ids), device=ids.device)
-        self.rows = nn.Parameter(self.weight.detach()[ids])  # [U, H]
+        self.rows = nn.Parameter(self.weight.detach()[ids], self.weight.requires_grad)  # [U, H]
         self.weight.requires_grad_(False)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -227,7 +227,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, scale, p, window, layout):
         _, heads, tokens, width = q.shape
-        ctx.layout, ctx.scale, ctx.grow, ctx.dtype = layout, scale, _scale(p), q.dtype
+        ctx.layout, ctx.scale, ctx.p, ctx.dtype = layout, scale, p, q.dtype
         q, k, v = (
             x[0].transpose(0, 1).reshape(-1, width).index_select(0, layout.gather).to(torch.float32) for x in (q, k, v)
         )
@@ -246,7 +246,7 @@ class _Attend(torch.autograd.Function):
                 weights = weights * saved[-1].to(torch.float32)
             torch.bmm(weights.view(-1, length, length), v_, out=out_)
         ctx.save_for_backward(q, k, v, *saved)
-        out = out.index_select(0, layout.scatter).mul_(ctx.grow).to(ctx.dtype)
+        out = out.index_select(0, layout.scatter).mul_(_scale(p)).to(ctx.dtype)
         return out.view(1, tokens, heads, width)
 
     @staticmethod
@@ -254,14 +254,14 @@ class _Attend(torch.autograd.Function):
         _, tokens, heads, width = gradient.shape
         layout, (q, k, v, *saved) = ctx.layout, ctx.saved_tensors
         out = gradient.reshape(-1, width).index_select(0, layout.gather).to(torch.float32)
-        out.index_fill_(0, layout.padding, 0).mul_(ctx.grow)
+        out.index_fill_(0, layout.padding, 0).mul_(_scale(ctx.p))
         gradients, saved = [torch.empty_like(x) for x in (q, k, v)], iter(saved)
         for where, length, _ in layout.pieces:
             q_, k_, v_, out_ = (x[where].view(-1, length, width) for x in (q, k, v, out))
             to_q, to_k, to_v = (x[where].view(-1, length, width) for x in gradients)
             probabilities = weights = next(saved).view(-1, length, length)
             scores = torch.bmm(out_, v_.transpose(1, 2))
-            if ctx.grow > 1:
+            if ctx.p:
                 kept = next(saved).view(-1, length, length).to(torch.float32)
                 scores.mul_(kept)
                 weights = kept.mul_(probabilities)
