@@ -602,6 +602,24 @@ def entity_begins(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> n
     return (prefix != b"O") & ~goes_on
 
 
+def entity_spans(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> np.ndarray:
+    """tags [W] of sentences [S] (not in IOB1) -> [E, 2] each entity's first word and the one behind its last."""
+    outside = np.array([label[1:2] != "-" for label in labels])
+    begins = entity_begins(tags, lengths, labels)
+    borders = np.flatnonzero(begins | outside[tags])  # an entity reaches to the next of these
+    ends = np.append(borders, len(tags))[1:]
+    entity = begins[borders]
+    return np.stack([borders[entity], ends[entity]], axis=1)
+
+
+def surfaces(sentences: Dataset, spans: np.ndarray) -> list[str]:
+    """spans [E, 2] of words, counted over all sentences -> what stands there."""
+    lengths = spans[:, 1] - spans[:, 0]
+    wanted = np.arange(lengths.sum()) + np.repeat(spans[:, 0] - np.cumsum(lengths) + lengths, lengths)
+    words = pc.list_flatten(_column(sentences, "tokens")).take(pa.array(wanted)).to_pylist()
+    return [" ".join(words[end - length : end]) for length, end in zip(lengths, np.cumsum(lengths))]
+
+
 def tag_scheme(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> tuple[str | None, np.ndarray]:
     """tags [W] of sentences [S] -> IOB1, IOB2, BIOES, BILOU (None: plain tags), and the words that break it, ascending.
 
@@ -636,8 +654,10 @@ def iob1_to_iob2(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> np
 
 @functools.cache
 def _word_pattern() -> re.Pattern:
-    marks = "".join(re.escape(c) for c in map(chr, range(sys.maxunicode)) if unicodedata.category(c)[0] in "PS")
-    alone = marks + "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ffff"  # Han characters
+    marks = [code for code in range(sys.maxunicode) if unicodedata.category(chr(code))[0] in "PS"]
+    runs = np.split(marks, np.flatnonzero(np.diff(marks) > 1) + 1)  # ranges: re looks through them one by one
+    alone = "".join(f"{re.escape(chr(run[0]))}-{re.escape(chr(run[-1]))}" for run in runs)
+    alone += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ffff"  # Han characters
     return re.compile(f"[{alone}]|[^\\s{alone}]+")
 
 
@@ -670,6 +690,8 @@ def load_tokenizer(name: str):
     tokenizer.backend_tokenizer.no_padding()
     if isinstance(tokenizer.backend_tokenizer.pre_tokenizer, ByteLevel):
         tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = True  # saved with the model, for its other users
+        if hasattr(tokenizer.backend_tokenizer.post_processor, "add_prefix_space"):  # it trims the offsets
+            tokenizer.backend_tokenizer.post_processor.add_prefix_space = True
     return tokenizer
 
 
@@ -688,14 +710,19 @@ def max_length(tokenizer, config) -> int:
     return limit if limit < 1_000_000 else 512  # nobody says (XLNet): what it was trained on
 
 
+def _encoding(sentences: list[list[str]], tokenizer):
+    """What the tokenizer makes of words, without special tokens, and by how much its offsets are ahead."""
+    ahead = int("ByteLevel" in repr(tokenizer.backend_tokenizer.pre_tokenizer))  # also those without the switch
+    sentences = [[" " + word for word in words] for words in sentences] if ahead else sentences
+    return tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, verbose=False), ahead
+
+
 def encode(sentences: list[list[str]], tokenizer) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Words -> for every sentence input_ids [T] and word_ids [T], without special tokens, and the words that vanished.
 
     Every word has at least one subword: one that the tokenizer drops (a lone U+FE0F, say) gets the unknown token.
     """
-    if "ByteLevel" in repr(tokenizer.backend_tokenizer.pre_tokenizer):  # also those without the switch
-        sentences = [[" " + word for word in words] for words in sentences]
-    encoding = tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, verbose=False)
+    encoding, _ = _encoding(sentences, tokenizer)
     unknown = next((i for i in (tokenizer.unk_token_id, tokenizer.pad_token_id) if i is not None), 0)
     encoded = []
     for i, words in enumerate(sentences):
@@ -708,6 +735,16 @@ def encode(sentences: list[list[str]], tokenizer) -> list[tuple[np.ndarray, np.n
             input_ids, word_ids = np.insert(input_ids, at, unknown), np.insert(word_ids, at, vanished)
         encoded.append((input_ids, word_ids, vanished))
     return encoded
+
+
+def subword_offsets(sentences: list[list[str]], tokenizer):
+    """Yields for every sentence, for every word, where in it (start, end) each of its subwords of encode() stands."""
+    encoding, ahead = _encoding(sentences, tokenizer)
+    for i, words in enumerate(sentences):
+        found = [[] for _ in words]
+        for word, (start, end) in zip(encoding.word_ids(i), encoding.encodings[i].offsets):
+            found[word].append((max(0, start - ahead), max(0, end - ahead)))
+        yield [pieces or [(0, len(word))] for pieces, word in zip(found, words)]
 
 
 def special_tokens(tokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -978,6 +1015,27 @@ class Split(NamedTuple):
         word, sentence = position - int(self.lengths[:row].sum()), self.sentences[row]
         return _place(self.where, sentence["lines"], row, word), sentence["tokens"][word]
 
+    def sentence(self, i: int) -> tuple[str, list[str]]:
+        """Where a sentence stands, and its words."""
+        return _place(self.where, self.sentences[i]["lines"], i), self.sentences[i]["tokens"]
+
+    def spans(self, tags: np.ndarray, labels: list[str]) -> tuple[np.ndarray, list[str]]:
+        """tags [W] -> [E, 3] first word, the one behind the last, number of the type; and the types. Of plain tags
+        every word is a span."""
+        names = labels if self.scheme else [f"S-{label}" for label in labels]
+        types = sorted({name[2:] for name in names if name[1:2] == "-"})
+        spans = entity_spans(tags, self.lengths, names)
+        numbers = np.array([types.index(name[2:]) if name[1:2] == "-" else -1 for name in names])
+        return np.column_stack([spans, numbers[tags[spans[:, 0]]]]), types
+
+    def named(self, spans: np.ndarray, types: list[str]) -> list[tuple[str, str]]:
+        """spans [E, 3] -> (type, what stands there)."""
+        return [(types[kind], text) for kind, text in zip(spans[:, 2], surfaces(self.sentences, spans))]
+
+    def entities(self, labels: list[str]) -> set[tuple[str, str]]:
+        """All that are gold."""
+        return set(self.named(*self.spans(self.tags, labels)))
+
     def row_place(self, row: int) -> str:
         """Where the sentence stands that a row is a window of."""
         sentence = int(np.flatnonzero(self.lengths)[np.count_nonzero(self.rows.subwords[: row + 1]) - 1])
@@ -1004,7 +1062,7 @@ def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
     names = next((names for _, _, names in found.values() if names), None)  # of columns that are ids
     tags = set()
     for where, dataset, own in found.values():
-        used = pc.unique(pc.list_flatten(_column(dataset, "tags"))).to_pylist()
+        used = used_tags(dataset)
         if names and (own or names) != names or names and (unknown := set(used).difference(names)):
             raise ValueError(
                 f"{where}: its labels, {', '.join(own or unknown)}, are not those of another split, {', '.join(names)}"
@@ -1023,6 +1081,10 @@ def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
     return found, labels
 
 
+def used_tags(sentences: Dataset) -> list[str]:
+    return pc.unique(pc.list_flatten(_column(sentences, "tags"))).to_pylist()
+
+
 def split_off(dataset: Dataset, share: float, seed: int) -> list[Dataset]:
     """Sentences -> all but a share of them, drawn by seed, and that share; both in file order."""
     number = round(share * len(dataset))
@@ -1032,6 +1094,22 @@ def split_off(dataset: Dataset, share: float, seed: int) -> list[Dataset]:
     parts = [np.sort(order[number:]), np.sort(order[:number])]
     keys = [Hasher.hash((dataset._fingerprint, rows)) for rows in parts]
     return [dataset.select(rows).flatten_indices(**_cached(key)) for rows, key in zip(parts, keys)]
+
+
+def make_split(where: str, dataset: Dataset, labels: list[str], tokenizer, stride: int, everywhere=False) -> Split:
+    """Sentences -> windows of tokenizer.model_max_length. everywhere: --label_all_tokens."""
+    lengths = pc.list_value_length(_column(dataset, "tokens")).to_numpy().astype(np.int64)
+    words = pc.list_flatten(_column(dataset, "tags"))
+    tags = pc.index_in(words, value_set=pa.array(labels)).to_numpy().astype(np.int64)
+    notes = _notes_of_reader(where, dataset)
+    scheme, illegal = tag_scheme(tags, lengths, labels)
+    if scheme == "IOB1":
+        scheme, tags = "IOB2", iob1_to_iob2(tags, lengths, labels)
+        notes.append("IOB1 tags, read as IOB2")
+    continuation = continuation_ids(labels) if everywhere else None
+    rows = Rows(tokenize(dataset, tags, lengths, tokenizer, tokenizer.model_max_length, stride, continuation))
+    assert everywhere or rows.num_labels.sum() == len(tags), (where, rows.num_labels.sum(), len(tags))
+    return Split(where, dataset, tags, lengths, scheme, illegal, notes, rows, rows.fingerprint(labels))
 
 
 def load_splits(args, tokenizer) -> tuple[dict[str, Split], list[str]]:
@@ -1046,20 +1124,8 @@ def load_splits(args, tokenizer) -> tuple[dict[str, Split], list[str]]:
         found, labels = read_splits(args)
         splits = {}
         for split, (where, dataset) in found.items():
-            lengths = pc.list_value_length(_column(dataset, "tokens")).to_numpy().astype(np.int64)
-            words = pc.list_flatten(_column(dataset, "tags"))
-            tags = pc.index_in(words, value_set=pa.array(labels)).to_numpy().astype(np.int64)
-            notes = _notes_of_reader(where, dataset)
-            scheme, illegal = tag_scheme(tags, lengths, labels)
-            if scheme == "IOB1":
-                scheme, tags = "IOB2", iob1_to_iob2(tags, lengths, labels)
-                notes.append("IOB1 tags, read as IOB2")
             everywhere = args.label_all_tokens and split == "train"
-            continuation = continuation_ids(labels) if everywhere else None
-            size = tokenizer.model_max_length
-            rows = Rows(tokenize(dataset, tags, lengths, tokenizer, size, args.stride, continuation))
-            assert everywhere or rows.num_labels.sum() == len(tags), (split, rows.num_labels.sum(), len(tags))
-            splits[split] = Split(where, dataset, tags, lengths, scheme, illegal, notes, rows, rows.fingerprint(labels))
+            splits[split] = make_split(where, dataset, labels, tokenizer, args.stride, everywhere)
     return splits, labels
 
 

@@ -452,9 +452,9 @@ def save_checkpoint(folder: str, model: nn.Module, optimizer: torch.optim.Optimi
     try:
         safetensors.save_model(model, os.path.join(beside, "model.safetensors"))
         safetensors.save_file(_moments(model, optimizer), os.path.join(beside, "optimizer.safetensors"))
-        _write_whole(os.path.join(beside, "state.json"), json.dumps(state))
+        write_whole(os.path.join(beside, "state.json"), json.dumps(state))
         sums = {name: _sha256(os.path.join(beside, name)) for name in sorted(os.listdir(beside))}
-        _write_whole(os.path.join(beside, "manifest.json"), json.dumps(sums, indent=2))
+        write_whole(os.path.join(beside, "manifest.json"), json.dumps(sums, indent=2))
         for name in [*sums, "."]:
             _to_disk(os.path.join(beside, name))
         if os.path.isdir(path):  # a broken one, or one of the future of the checkpoint that we went back to
@@ -529,6 +529,7 @@ def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimize
 # The output folder: the same command again is safe
 
 RUN_FILES = ["train_config.yaml", "all_results.json", "config.json", "model.safetensors", "runs", "checkpoints"]
+RUN_FILES += ["report.html"]
 ADVICE = "choose another --output_dir, or --overwrite_output_dir"
 # Flags that change no result. Of the sizes of batches only their product with the ranks does: it is in the identity.
 NO_MATTER = ["output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "save_steps"]
@@ -578,15 +579,15 @@ def begin_run(folder: str, settings: dict, goes_on: bool) -> None:
             shutil.rmtree(path)
         elif os.path.exists(path):
             os.remove(path)
-    _write_whole(os.path.join(folder, RUN_FILES[0]), yaml.safe_dump(settings, sort_keys=False))
+    write_whole(os.path.join(folder, RUN_FILES[0]), yaml.safe_dump(settings, sort_keys=False))
 
 
 def finish_run(folder: str, results: dict) -> None:
     """all_results.json comes last: a folder that has it holds a finished run."""
-    _write_whole(os.path.join(folder, RUN_FILES[1]), json.dumps(results, indent=2) + "\n")
+    write_whole(os.path.join(folder, RUN_FILES[1]), json.dumps(results, indent=2) + "\n")
 
 
-def _write_whole(path: str, text: str) -> None:
+def write_whole(path: str, text: str) -> None:
     """Never leaves half a file behind."""
     with open(path + ".new", "w", encoding="utf-8") as file:
         file.write(text)

@@ -174,33 +174,29 @@ def collate_without_padding(raw_model, collate, longest: int, parts: int):
     return functools.partial(data.collate_end_to_end, **settings)
 
 
-@torch.no_grad()
-def evaluate(raw_model, collate, autocast, batch_size, score, rank, world_size, split: data.Split) -> dict:
-    """Scores of a whole split, the same on all ranks. Batches go round the ranks; no collective until the end."""
+def evaluate(raw_model, collate, autocast, batch_size, score, rank, world_size, split: data.Split) -> tuple:
+    """Scores of a whole split, the same on all ranks; and on rank 0 the predicted label ids [W] with their
+    probabilities [W]."""
     start = time.perf_counter()
-    device = raw_model.device
     batches = data.eval_batches(split.rows.lengths, batch_size)
-    mine = batches[rank::world_size]
-    words = [torch.empty(0, 3, dtype=torch.int32)]
-    raw_model.eval()
-    for rows, batch in zip(mine, DataLoader(split.rows, batch_sampler=mine, collate_fn=collate)):
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        with autocast:
-            logits = raw_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        predicted, losses = metrics.decode(logits, batch["labels"])
-        position = torch.from_numpy(split.rows.words(rows)).int()
-        words.append(torch.stack([position, predicted.int().cpu(), losses.cpu().view(torch.int32)], dim=1))
+    found = metrics.predict(raw_model, split.rows, batches, collate, autocast, rank, world_size)
     raw_model.train()
-    held = [sum(split.rows.num_labels[rows].sum() for rows in batches[r::world_size]) for r in range(world_size)]
-    gathered = metrics.gather(torch.cat(words).to(device), longest=int(max(held)))
     scores = [None]
     if rank == 0:
-        predicted, losses = metrics.in_file_order(gathered, len(split.tags))
+        predicted, probabilities, losses = found
         scores = [score(split.tags, predicted, split.lengths)]
         scores[0] |= {"loss": float(losses.mean(dtype=np.float64)), "runtime": time.perf_counter() - start}
+        found = predicted, probabilities
     if world_size > 1:
         dist.broadcast_object_list(scores, src=0)
-    return scores[0]
+    return scores[0], found
+
+
+def write_report(folder: str, split: data.Split, labels: list[str], scores: dict, found: tuple | None, known) -> None:
+    """report.html beside the model that made these errors. known(): train's entities."""
+    title = f"{os.path.basename(os.path.abspath(folder))} on {split.where}"
+    page = metrics.report(title, scores, split, labels, *found, known())
+    network.write_whole(os.path.join(folder, "report.html"), page)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -294,6 +290,8 @@ def main() -> None:
     evaluated = functools.partial(
         evaluate, raw_model, collate, autocast, args.per_device_eval_batch_size, score, rank, world_size
     )
+
+    known = functools.cache(functools.partial(train.entities, labels))  # for the report
 
     # The loop's state, set or restored. All else is a function of it: the learning rate, the order, the dropout.
     state = dict.fromkeys(("step", "skipped", "best_step", "loss", "seconds", "sentences", "tokens"), 0) | {"best": {}}
@@ -406,7 +404,7 @@ def main() -> None:
                 logged_loss, logged_step, timed = loss_so_far, step, []
 
             if evaluating and validation:
-                scores = evaluated(validation)
+                scores, found = evaluated(validation)
                 for name, value in metrics.scalars(scores).items():
                     writer.add_scalar(f"eval/{name}", value, step)
                 shown = " | ".join(f"{name} {scores[name]:.4f}" for name in ("loss", "f1", "accuracy"))
@@ -416,6 +414,7 @@ def main() -> None:
                     best_step, best = step, scores
                     with data.errors_exit(1):
                         from_rank_0(network.save_model, raw_model, tokenizer, args.output_dir)
+                        from_rank_0(write_report, args.output_dir, validation, labels, best, found, known)
 
             if saving:
                 state = {"step": step, "skipped": skipped, "best_step": best_step, "best": best, "seconds": seconds}
@@ -454,7 +453,7 @@ def main() -> None:
     scored = {"eval": best} if validation else {}
     if test:
         network.load_best(raw_model, args.output_dir, rank, world_size)
-        scored["test"] = evaluated(test)
+        scored["test"], _ = evaluated(test)
         for name, value in metrics.scalars(scored["test"]).items():
             writer.add_scalar(f"test/{name}", value, step)
     results = {

@@ -91,7 +91,7 @@ def install(fault: str, log: str) -> None:
     if kind == "save":
         for module, name in (
             (model, "_to_disk"),
-            (model, "_write_whole"),
+            (model, "write_whole"),
             (model, "_sha256"),
             (model.os, "rename"),
             (model.safetensors, "save_file"),

@@ -53,22 +53,26 @@ def test_entities_equal_the_pipelines(trained, tagger, text, strategy):
         (e["entity_group"], e["start"], e["end"]) for e in theirs
     ]
     assert [e["score"] for e in ours] == pytest.approx([float(e["score"]) for e in theirs], abs=1e-4)
-    for entity in ours:
+    for entity, other in zip(ours, theirs):
         assert list(entity) == ["entity_group", "score", "word", "start", "end"]
+        assert other["word"] == entity["word"].lower()  # the encoder's spelling; ours is the text's
         assert entity["word"] == text[entity["start"] : entity["end"]]
 
 
-def test_a_word_is_never_split_where_the_pipeline_splits_it():
+def test_a_words_subwords_vote():
     labels = ["O", "B-PER", "I-PER"]
-    subwords = np.array([[0.1, 0.9, 0.0], [0.2, 0.7, 0.1], [0.6, 0.1, 0.3]])  # B-PER, B-PER again, O
-    assert infer.word_tag(subwords, labels, "simple") == ("B-PER", [0.9, 0.7, 0.3])
-    assert infer.word_tag(subwords, labels, "first") == ("B-PER", [0.9])
-    assert infer.word_tag(subwords, labels, "max") == ("B-PER", [0.9])
-    assert infer.word_tag(subwords, labels, "average") == ("B-PER", [pytest.approx(1.7 / 3)])
-    entities = infer.group_entities("Sylvain", [(0, 7)], [infer.word_tag(subwords, labels, "simple")])
-    assert entities == [
-        {"entity_group": "PER", "score": pytest.approx(1.9 / 3), "word": "Sylvain", "start": 0, "end": 7}
-    ]
+    subwords = [[0.1, 0.9, 0.0], [0.2, 0.7, 0.1], [0.6, 0.1, 0.3]]  # one word: B-PER, B-PER again, O
+    subwords += [[0.3, 0.3, 0.4], [0.95, 0.0, 0.05]]  # and one: I-PER, O
+    expected = {
+        "simple": ([1, 2], [0.9 + 0.7 + 0.3, 0.4 + 0.05], [3, 2]),
+        "first": ([1, 2], [0.9, 0.4], [1, 1]),
+        "max": ([1, 0], [0.9, 0.95], [1, 1]),
+        "average": ([1, 0], [1.7 / 3, 1.25 / 2], [1, 1]),
+    }
+    for strategy, (tags, scores, count) in expected.items():
+        found = infer.vote(np.array(subwords), np.array([0, 3]), labels, strategy)
+        assert found[0].tolist() == tags and found[2].tolist() == count
+        assert found[1].tolist() == pytest.approx(scores)
 
 
 def test_something_was_found_to_compare(tagger):
@@ -100,9 +104,9 @@ def test_the_saved_model_scores_what_training_measured(trained, tagger):
     for split, prefix in (("validation", "eval"), ("test", "test")):
         sentences = read(ROOT / "samples" / f"{split}.conll")
         gold = np.array([tagger.labels.index(tag) for sentence in sentences for tag in sentence["tags"]])
-        found = tagger.probabilities([sentence["tokens"] for sentence in sentences])
-        predicted = np.array([subwords[0].argmax() for words in found for subwords in words])
-        scores = metrics.score(gold, predicted, np.array([len(words) for words in found]), tagger.labels, "IOB2")
+        found, first = tagger.probabilities([sentence["tokens"] for sentence in sentences])
+        lengths = np.array([len(sentence["tokens"]) for sentence in sentences])
+        scores = metrics.score(gold, found[first].argmax(-1), lengths, tagger.labels, "IOB2")
         assert scores["per_entity"] == measured[f"{prefix}_per_entity"]
         assert scores["accuracy"] == measured[f"{prefix}_accuracy"]
 
@@ -123,12 +127,8 @@ def test_a_missing_model_is_one_line(tmp_path):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def tags(*pairs):
-    return [(tag, [score]) for tag, score in pairs]
-
-
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("tags", "expected"),
     [
         (["B-PER", "I-PER", "O", "I-PER"], [("PER", 0, 3), ("PER", 6, 7)]),
         (["B-PER", "B-PER"], [("PER", 0, 1), ("PER", 2, 3)]),
@@ -139,12 +139,15 @@ def tags(*pairs):
         (["O", "O"], []),
     ],
 )
-def test_words_join_into_entities(words, expected):
-    text = "a b c d"
-    spans = [(2 * i, 2 * i + 1) for i in range(len(words))]
-    found = infer.group_entities(text, spans, tags(*((tag, 0.5) for tag in words)))
-    assert [(e["entity_group"], e["start"], e["end"]) for e in found] == expected
-    assert all(e["score"] == 0.5 for e in found)
+def test_words_join_into_entities(tagger, monkeypatch, tags, expected):
+    """Two documents of the same words: none reaches into the next."""
+    text, labels = " ".join("abcd"[: len(tags)]), sorted({*tags, "O"})
+    sure = np.repeat([[0.5 * (label == tag) for label in labels] for tag in tags], 1, axis=0)
+    monkeypatch.setattr(tagger, "labels", labels)
+    monkeypatch.setattr(tagger, "probabilities", lambda words: (np.tile(sure, (2, 1)), np.arange(2 * len(tags))))
+    for found in tagger([text, text]):
+        assert [(e["entity_group"], e["start"], e["end"]) for e in found] == expected
+        assert all(e["score"] == 0.5 for e in found)
 
 
 def test_samples_are_what_their_script_writes(tmp_path):
@@ -159,15 +162,19 @@ def test_a_window_changes_nothing_but_the_context(trained):
     """Sentences that fit into 16 subwords are tagged alike in windows of 16 and of 128; no word is lost in either."""
     sentences = [row["tokens"] for row in read(ROOT / "samples" / "test.conll")]
     exact = infer.Tagger(trained, precision="fp32")
-    long = exact.probabilities(sentences)
-    exact.size = 16
-    cut = exact.probabilities(sentences)
-    assert [len(words) for words in cut] == [len(words) for words in long] == [len(words) for words in sentences]
+
+    def words(size: int) -> list[np.ndarray]:
+        exact.size = size
+        found, first = exact.probabilities(sentences)
+        return np.split(found[first], np.cumsum([len(sentence) for sentence in sentences])[:-1])
+
+    long, cut = words(128), words(16)
     fits = [len(encoded[0]) <= 14 for encoded in data.encode(sentences, exact.tokenizer)]
     assert 50 < sum(fits) < len(sentences)
     for one, other, fit in zip(cut, long, fits):
+        assert one.shape == other.shape
         if fit:
-            assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(one, other))
+            assert np.allclose(one, other, atol=1e-5)
 
 
 def test_parts_of_speech_of_conllu_score_as_scikit_learn_scores_them(encoders, tmp_path):
@@ -185,8 +192,8 @@ def test_parts_of_speech_of_conllu_score_as_scikit_learn_scores_them(encoders, t
     train(*files, *flags, "--output_dir", tmp_path / "out")
     measured = results(tmp_path / "out")
     tagger = infer.Tagger(str(tmp_path / "out"), precision="fp32")
-    found = tagger.probabilities([sentence["tokens"] for sentence in sentences])
-    predicted = [tagger.labels[subwords[0].argmax()] for words in found for subwords in words]
+    found, first = tagger.probabilities([sentence["tokens"] for sentence in sentences])
+    predicted = [tagger.labels[tag] for tag in found[first].argmax(-1)]
     gold = [tag for sentence in sentences for tag in sentence["tags"]]
     report = sklearn.metrics.classification_report(gold, predicted, output_dict=True, zero_division=0)
     assert set(measured["test_per_entity"]) == set(gold) | set(predicted) and len(set(predicted)) > 5

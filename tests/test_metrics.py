@@ -16,10 +16,12 @@ NER = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 def test_decode_takes_the_argmax_at_labelled_positions_row_by_row():
     logits = torch.tensor([[[9.0, 0, 0], [0, 1, 2], [5, 5, 6]], [[0, 3, 1], [9, 9, 9], [1, 0, 0]]])  # [2, 3, 3]
     labels = torch.tensor([[-100, 2, 0], [1, -100, -100]])
-    predicted, losses = metrics.decode(logits, labels)
+    predicted, probabilities, losses = metrics.decode(logits, labels)
     assert predicted.tolist() == [2, 2, 1]
     expected = [-torch.log_softmax(logits[b, i], -1)[c].item() for b, i, c in ((0, 1, 2), (0, 2, 0), (1, 0, 1))]
     assert losses.tolist() == pytest.approx(expected)
+    most = [torch.softmax(logits[b, i], -1).max().item() for b, i in ((0, 1), (0, 2), (1, 0))]
+    assert probabilities.tolist() == pytest.approx(most)
 
 
 def words(*rows) -> torch.Tensor:
