@@ -13,7 +13,6 @@ tagger("Maria lives in Oslo.")   # [{"entity_group": "PER", "score": 0.99, "word
 import argparse
 import colorsys
 import contextlib
-import functools
 import hashlib
 import itertools
 import json
@@ -413,7 +412,12 @@ def evaluate(tagger: Tagger, args, rank: int, world_size: int) -> None:
     tagger.tokenizer.model_max_length = tagger.size
     split = data.make_split(args.input_file, sentences, labels, tagger.tokenizer, args.stride)
     batches = data.eval_batches(split.rows.lengths, args.batch_size)
-    collate = functools.partial(data.collate, pad_token_id=tagger.tokenizer.pad_token_id or 0)
+
+    def collate(rows):
+        batch = data.collate(rows, tagger.tokenizer.pad_token_id or 0)
+        batch["labels"].clamp_(max=len(tagger.labels) - 1)  # of unknown ones no loss is said
+        return batch
+
     found = metrics.predict(tagger.model, split.rows, batches, collate, tagger.autocast, rank, world_size)
     if rank > 0:
         return
