@@ -1055,7 +1055,7 @@ def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
                 found[split] = where, *read_source(records, where, dataset.features, dataset._fingerprint, args)
     else:
         if not any(files.values()):
-            files = {split: str(Path(__file__).parent / "samples" / f"{split}.conll") for split in SPLITS}
+            files = {split: os.path.relpath(Path(__file__).parent / "samples" / f"{split}.conll") for split in SPLITS}
         found = {split: (path, *read_file(path, args)) for split, path in files.items() if path}
     if "train" not in found:
         raise ValueError("nothing to train on: " + (args.dataset_name or "--train_file is missing"))

@@ -432,21 +432,29 @@ def evaluate(tagger: Tagger, args, rank: int, world_size: int) -> None:
     if args.output_file:
         known = None
         with contextlib.suppress(ValueError, OSError):  # the files of the run may be elsewhere now
-            known = data.make_split("train", data.read_splits(flags)[0]["train"][1], labels, tagger.tokenizer, 0)
-            known = known.entities(labels)
+            splits, own = data.read_splits(flags)
+            known = data.make_split(*splits["train"], own, tagger.tokenizer, args.stride).entities(own)
         page = metrics.report(f"{args.model} on {args.input_file}", measured, split, labels, tags, probabilities, known)
         network.write_whole(args.output_file, page)
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ValueError(message)
+
+
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """ValueError on what makes no sense."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", help="folder that train.py wrote, or Hub id of any token-classification model")
     add("text", nargs="*")
     add("--input_file", help="text (a document a line), JSON Lines (text or tokens), CoNLL; -: standard input")
     add("--output_file", help="instead of standard output; with --evaluate the error report, a page")
     add("--aggregation_strategy", choices=STRATEGIES, default="simple", help="how a word's subwords vote (simple)")
-    add("--format", choices=FORMATS, help="text; json, one object a line; conll, one tag a word; html (text; to .EXT)")
+    add(
+        "--format", choices=FORMATS, help="text; json, an object a line; conll, a tag a word; html (by the file's name)"
+    )
     add("--evaluate", action="store_true", help="score a labelled --input_file of any format train.py reads")
     add("--skip_bad_lines", action="store_true", help="into OUTPUT_FILE.errors; else the first is an error")
     add("--stride", type=int, help="subwords by which windows overlap (as in training, 64)")
@@ -467,11 +475,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     data.quiet(progress=False)
-    args = parse_arguments()
-    if args.format is None:
-        ending = Path(args.output_file or "").suffix
-        args.format = {".jsonl": "json", ".json": "json", ".html": "html", ".conll": "conll"}.get(ending, "text")
     with data.errors_exit(2):
+        args = parse_arguments()
+        ending = Path(args.output_file or "").suffix
+        args.format = args.format or {".html": "html"}.get(ending) or SUFFIXES.get(ending, "text")
         if args.input_file not in (None, "-") and not os.path.isfile(args.input_file):
             raise ValueError(f"{args.input_file}: no such file")
         if args.stride is None:

@@ -137,7 +137,15 @@ def test_a_bad_line_is_named_before_anything_is_written(model, tmp_path, capsys)
         error = refused(capsys, model, "--input_file", name, "--output_file", out)
         assert error.startswith(f"error: {name}:2: ")
         assert not list(tmp_path.glob("out.jsonl*"))
-    assert "error: " in refused(capsys, model, "--input_file", tmp_path / "none.txt")
+    for flags in (
+        ["--input_file", tmp_path / "none.txt"],
+        ["--input_file", tmp_path / "1.jsonl", "text"],
+        ["text", "--output_file", out],
+        ["text", "--batch_size", 0],
+        ["text", "--format", "xml"],
+        [],
+    ):
+        assert refused(capsys, model, *flags).startswith("error: ")
 
 
 def test_skipped_bad_lines_are_kept_beside(model, tmp_path):
