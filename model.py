@@ -15,13 +15,16 @@ import resource
 import shutil
 import tempfile
 import time
+from concurrent.futures import Future
 from typing import NamedTuple
 
+import huggingface_hub
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import nn
@@ -528,13 +531,14 @@ def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimize
 # ----------------------------------------------------------------------------------------------------------------------
 # The output folder: the same command again is safe
 
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # what data.packaged_encoder() is a copy of
 RUN_FILES = ["train_config.yaml", "all_results.json", "config.json", "model.safetensors", "runs", "checkpoints"]
-RUN_FILES += ["report.html"]
+RUN_FILES += ["report.html", "README.md"]
 ADVICE = "choose another --output_dir, or --overwrite_output_dir"
 # Flags that change no result. Of the sizes of batches only their product with the ranks does: it is in the identity.
 NO_MATTER = ["output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "save_steps"]
 NO_MATTER += ["save_total_limit", "per_device_train_batch_size", "gradient_accumulation_steps"]
-NO_MATTER += ["per_device_eval_batch_size"]
+NO_MATTER += ["per_device_eval_batch_size", "push_to_hub", "hub_model_id", "hub_private_repo"]
 
 
 def refuse_another_run(where: str, before: dict, now: dict) -> None:
@@ -573,6 +577,9 @@ def open_run(folder: str, settings: dict, identity: dict) -> dict | None:
 
 def begin_run(folder: str, settings: dict, goes_on: bool) -> None:
     """Clears what an older run left, and nothing else; train_config.yaml then says whose folder it is."""
+    for name in os.listdir(folder):
+        if name.startswith((".saving-", ".pushing-")):  # of a process that was killed
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
     for name in RUN_FILES if not goes_on else []:
         path = os.path.join(folder, name)
         if os.path.isdir(path):
@@ -594,3 +601,153 @@ def write_whole(path: str, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(path + ".new", path)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The Hub: the model card, and uploads that training does not wait for. The token is the environment's or the login's.
+
+
+CARD = """---
+{metadata}
+---
+
+# {name}
+
+`{encoder}` with a head for token classification, fine-tuned on {dataset}.
+
+{scores}
+
+## Use
+
+```python
+from transformers import pipeline
+
+tagger = pipeline("token-classification", "{name}", aggregation_strategy="simple")
+```
+
+or, for texts of any length and whole words,
+
+```bash
+python infer.py {name} "..."
+```
+
+## Training
+
+{training}
+
+## Limits
+
+It knows the types above, and text like what it was trained on; on other text its scores say little.
+"""
+
+
+def _markdown(header: list[str], rows: list[list]) -> str:
+    def cell(value) -> str:
+        return f"{value:.4f}" if isinstance(value, float) and value < 1 else str(value).replace("|", "\\|")
+
+    return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in [header, ["---"] * len(header), *rows])
+
+
+def model_card(name: str, settings: dict, scored: dict[str, dict], facts: dict) -> str:
+    """README.md: what the Hub displays (model-index), scores by type, how it was made, how to use it.
+
+    scored: split -> its scores. facts: what else there is to say, by name. Paths of this machine stay out of it.
+    """
+    encoder, dataset = settings["model_name_or_path"] or MINILM, settings["dataset_name"] or "samples/"
+    on_hub = [not os.path.exists(encoder), not os.path.exists(dataset) and not settings["train_file"]]
+    encoder, dataset = encoder.rstrip("/"), (settings["train_file"] or dataset).rstrip("/")
+    encoder, dataset = (x if on else os.path.basename(x) for x, on in zip((encoder, dataset), on_hub))
+    columns = ["precision", "recall", "f1", "support"]
+    results, scores = [], []
+    for split, found in scored.items():
+        for metric in ("f1", "precision", "recall", "accuracy"):
+            kind, config = dataset if on_hub[1] else "custom", settings["dataset_config_name"]
+            result = EvalResult(
+                "token-classification", kind, dataset, metric, round(found[metric], 6), None, config, split
+            )
+            results.append(result)
+        rows = [[kind, *map(row.get, columns)] for kind, row in found["per_entity"].items()]
+        rows.append(["all", *map(found.get, columns[:3]), sum(row[-1] for row in rows)])
+        head = f"## Scores on {split}\n\n{found['words']:,} words, accuracy {found['accuracy']:.4f}."
+        scores.append(f"{head}\n\n{_markdown(['', *columns], rows)}")
+    metadata = ModelCardData(
+        model_name=name,
+        base_model=encoder if on_hub[0] else None,
+        datasets=[dataset] if on_hub[1] else None,
+        library_name="transformers",
+        pipeline_tag="token-classification",
+        metrics=["f1", "precision", "recall", "accuracy"],
+        tags=["token-classification"],
+        eval_results=results or None,
+    )
+    of_this_machine = {*NO_MATTER, "train_file", "validation_file", "test_file", "model_name_or_path", "dataset_name"}
+    flags = settings.keys() - of_this_machine | {"per_device_train_batch_size", "gradient_accumulation_steps"}
+    flags = [[f"`--{flag}`", str(settings[flag])] for flag in sorted(flags) if settings[flag] not in (None, False)]
+    card = CARD.format(
+        metadata=metadata.to_yaml(),
+        name=name,
+        encoder=encoder,
+        dataset=dataset,
+        scores="\n\n".join(scores),
+        training=_markdown(["", ""], [*map(list, facts.items()), *flags]),
+    )
+    return str(ModelCard(card))
+
+
+def open_repo(repo_id: str, private: bool) -> str:
+    """Creates a model's repository, or finds it -> its full id. ValueError: no login, no right, no network."""
+    try:
+        return huggingface_hub.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+    except Exception as error:  # the client's own, and those of the HTTP library below it
+        raise ValueError(f"--push_to_hub: {repo_id}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def push(folder: str, repo_id: str, message: str, log, before: Future | None = None) -> Future | None:
+    """Uploads an output folder without its checkpoints, in the background -> a future of the URL, or of None.
+
+    What is uploaded is a snapshot of now: links, since every file of the model is only ever replaced. An upload that
+    has not begun yet gives way to this newer one. A failure is said, and is no reason to stop training.
+    """
+    if before:
+        before.cancel()
+
+    def link(source: str, target: str) -> None:
+        grows = os.path.basename(os.path.dirname(source)) == "runs"
+        with contextlib.suppress(OSError):
+            return shutil.copy2(source, target) if grows else os.link(source, target)
+        shutil.copy2(source, target)
+
+    snapshot = tempfile.mkdtemp(dir=folder, prefix=".pushing-")
+    try:
+        leave = shutil.ignore_patterns("checkpoints", ".*", "*.new")
+        shutil.copytree(folder, snapshot, copy_function=link, ignore=leave, dirs_exist_ok=True)
+    except OSError as error:
+        shutil.rmtree(snapshot, ignore_errors=True)
+        return log(f"not pushed to {repo_id}: {_reason(error)}")
+    future = huggingface_hub.run_as_future(_upload, repo_id, snapshot, message, log)
+    future.add_done_callback(lambda done: done.cancelled() and shutil.rmtree(snapshot))
+    return future
+
+
+RETRY_AFTER = (1, 5, 25, 60)  # seconds
+
+
+def _upload(repo_id: str, snapshot: str, message: str, log) -> str | None:
+    for wait in (*RETRY_AFTER, None):
+        try:
+            huggingface_hub.upload_folder(repo_id=repo_id, folder_path=snapshot, commit_message=message)
+        except Exception as error:  # the client's own, and those of the HTTP library below it
+            hopeless = getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404)
+            if hopeless or wait is None:
+                log(f"not pushed to {repo_id}: {_reason(error)}")
+                break
+            log(f"push to {repo_id} failed, again in {wait} s: {_reason(error)}")
+            time.sleep(wait)
+        else:
+            shutil.rmtree(snapshot)
+            return f"{huggingface_hub.constants.ENDPOINT}/{repo_id}"
+    shutil.rmtree(snapshot)

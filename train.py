@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+import transformers
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -69,6 +70,9 @@ class Arguments(data.DataArguments):
         "output", None, "f1 (accuracy for plain tags such as NOUN)"
     )
     early_stopping_patience: int = flag("output", 0, "evaluations without a better score (0: off)", "0 or more")
+    push_to_hub: bool = flag("output", False, "uploads each new best model while training goes on")
+    hub_model_id: str | None = flag("output", None, "the repository (your own, named as --output_dir)")
+    hub_private_repo: bool = flag("output", False, "if it does not exist yet")
 
 
 WARM_UP = 10  # steps that no figure counts
@@ -192,6 +196,11 @@ def evaluate(raw_model, collate, autocast, batch_size, score, rank, world_size, 
     return scores[0], found
 
 
+def wait_for_push(push, folder: str, repo_id: str, log) -> None:
+    url = push and push.result()
+    log(f"pushed: {url}" if url else f"not pushed; the model is in {folder}: hf upload {repo_id} {folder}")
+
+
 def write_report(folder: str, split: data.Split, labels: list[str], scores: dict, found: tuple | None, known) -> None:
     """report.html beside the model that made these errors. known(): train's entities."""
     title = f"{os.path.basename(os.path.abspath(folder))} on {split.where}"
@@ -250,8 +259,14 @@ def main() -> None:
             which = args.resume_from_checkpoint
             which = "never" if finished or args.overwrite_output_dir and which == "auto" else which
             checkpoint = from_rank_0(network.find_checkpoint, args.output_dir, which, identity, log)
+        run_name = os.path.basename(os.path.abspath(args.output_dir))
+        repo_id = args.push_to_hub and from_rank_0(
+            network.open_repo, args.hub_model_id or run_name, args.hub_private_repo
+        )
     if finished:
         log(f"{args.output_dir} holds this run, finished; its results:\n{json.dumps(finished, indent=2)}")
+        if repo_id and rank == 0:
+            wait_for_push(network.push(args.output_dir, repo_id, "Finished", log), args.output_dir, repo_id, log)
         return
 
     for note in data.checks(splits, labels, tokenizer.model_max_length) if rank == 0 else []:
@@ -316,9 +331,24 @@ def main() -> None:
     else:
         writer = SimpleNamespace(add_scalar=lambda *_: None, close=lambda: None)
     bar = tqdm(total=total_steps, initial=step, desc="training", disable=rank > 0 or not terminal)
+    pushing = None  # the last upload
     patience = args.early_stopping_patience * eval_every
     asked_to_stop, stopping = catch_signals(), False
     timed: list[metrics.Timed] = []  # the steps since the last log line
+
+    def write_card(scored: dict[str, dict], seconds: float) -> None:
+        device_name = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} cores"
+        )
+        facts = {
+            "sentences, words": f"{len(train.lengths):,}, {len(train.tags):,}",
+            "labels": ", ".join(labels),
+            "hardware": f"{world_size} x {device_name}, {precision}",
+            "training time": f"{seconds:,.0f} s",
+            "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        }
+        card = network.model_card(repo_id or run_name, settings, scored, facts)
+        network.write_whole(os.path.join(args.output_dir, "README.md"), card)
 
     def over() -> bool:
         return stopping or step >= total_steps or bool(patience) and step - best_step >= patience
@@ -415,6 +445,9 @@ def main() -> None:
                     with data.errors_exit(1):
                         from_rank_0(network.save_model, raw_model, tokenizer, args.output_dir)
                         from_rank_0(write_report, args.output_dir, validation, labels, best, found, known)
+                        from_rank_0(write_card, {"validation": best}, seconds)
+                    if repo_id and rank == 0:
+                        pushing = network.push(args.output_dir, repo_id, f"Step {step}: {shown}", log, pushing)
 
             if saving:
                 state = {"step": step, "skipped": skipped, "best_step": best_step, "best": best, "seconds": seconds}
@@ -468,6 +501,7 @@ def main() -> None:
         "identity": identity,
     }
     with data.errors_exit(1):
+        from_rank_0(write_card, {"validation" if split == "eval" else split: s for split, s in scored.items()}, seconds)
         from_rank_0(network.finish_run, args.output_dir, results)
     for split, scores in scored.items():
         log(f"\n{split}: {scores['words']:,} words, loss {scores['loss']:.4f}, accuracy {scores['accuracy']:.4f}")
@@ -475,6 +509,9 @@ def main() -> None:
     log(f"\n{json.dumps({key: value for key, value in results.items() if isinstance(value, (int, float))})}")
     log(f"the best model, of step {best_step or step}, is in {args.output_dir}")
     writer.close()
+    if repo_id and rank == 0:
+        pushing = network.push(args.output_dir, repo_id, f"Finished after {step} steps", log, pushing)
+        wait_for_push(pushing, args.output_dir, repo_id, log)
 
 
 if __name__ == "__main__":
