@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from seqeval.metrics import classification_report
 from seqeval.scheme import BILOU, IOB2, IOBES
 from torch.utils.data import DataLoader
@@ -344,15 +345,76 @@ def calibration(scores: np.ndarray, right: np.ndarray) -> tuple[list[list], floa
     return rows, float(error)
 
 
+class Errors(NamedTuple):
+    """A split's gold spans [G, 3] and predicted ones [P, 3], as match() takes them, what they are to each other, and
+    the names of types by number."""
+
+    gold: np.ndarray
+    predicted: np.ndarray
+    matches: list[Match]
+    types: list[str]
+
+    @classmethod
+    def of(cls, split, labels: list[str], tags: np.ndarray):
+        """split: a data.Split; tags [W] predicted label ids of its words."""
+        (gold, types), (predicted, _) = split.spans(split.tags, labels), split.spans(tags, labels)
+        return cls(gold, predicted, match(gold, predicted), types)
+
+    def confusion(self) -> tuple[list[str], np.ndarray]:
+        """Names, of which the last is a dash for no entity, and how often [gold, predicted] each pair is there."""
+        counts = np.zeros((len(self.types) + 1, len(self.types) + 1), int)
+        for _, g, p in self.matches:
+            counts[self.gold[g, 2] if g >= 0 else -1, self.predicted[p, 2] if p >= 0 else -1] += 1
+        there = np.append((counts[:-1].sum(1) + counts[:, :-1].sum(0)) > 0, True)
+        return [name for name, is_there in zip([*self.types, NONE], there) if is_there], counts[there][:, there]
+
+
+NONE = "-"
+
+
+def confusion_image(names: list[str], counts: np.ndarray) -> np.ndarray:
+    """[H, W, 3] uint8: gold down, predicted across; the darker, the greater a share of its row."""
+    cell, font = 72, ImageFont.load_default(14)
+    left = 20 + max(int(font.getlength(name)) for name in names)
+    image = Image.new("RGB", (left + cell * len(names), 30 + 36 * len(names)), "white")
+    draw = ImageDraw.Draw(image)
+    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    for i, name in enumerate(names):
+        draw.text((left - 8, 48 + 36 * i), name, "black", font, anchor="rm")
+        draw.text((left + cell * i + cell // 2, 15), name[:9], "black", font, anchor="mm")
+        for j in range(len(names)):
+            x, y, shade = left + cell * j, 30 + 36 * i, 255 - int(200 * shares[i, j])
+            draw.rectangle((x, y, x + cell - 2, y + 34), (shade, shade, 255))
+            draw.text((x + cell // 2, y + 18), f"{counts[i, j]:,}", "white" if shade < 128 else "black", font, "mm")
+    return np.asarray(image)
+
+
+def sample_text(split, labels: list[str], tags: np.ndarray, number: int = 10) -> str:
+    """Markdown: the first sentences that have an entity, gold above predicted, in brackets."""
+    begins, shown = np.cumsum(split.lengths) - split.lengths, []
+    sides = [split.spans(side, labels) for side in (split.tags, tags)]
+    first = np.concatenate([spans[:, 0] for spans, _ in sides])
+    for i in np.unique(np.searchsorted(begins, first, side="right") - 1)[:number]:
+        place, words = split.sentence(int(i))
+        lines = []
+        for spans, types in sides:
+            marked_words = words.copy()
+            for begin, end, kind in spans[(spans[:, 0] >= begins[i]) & (spans[:, 0] < begins[i] + split.lengths[i])]:
+                marked_words[begin - begins[i]] = "**[" + marked_words[begin - begins[i]]
+                marked_words[end - begins[i] - 1] += f"]** {types[kind]}"
+            lines.append(" ".join(marked_words))
+        shown.append(f"{place}  \ngold: {lines[0]}  \npredicted: {lines[1]}")
+    return "\n\n".join(shown)
+
+
 def report(title: str, measured: dict, split, labels: list[str], tags, probabilities, known=None, most=500) -> str:
     """The page. measured: of score(). split: a data.Split. tags [W], probabilities [W]: predicted, of its words.
     known: the (type, text) of train's entities. The `most` sentences with the most errors are shown."""
-    gold, types = split.spans(split.tags, labels)
-    predicted, _ = split.spans(tags, labels)
-    lengths = split.lengths
+    errors = Errors.of(split, labels, tags)
+    gold, predicted, matches, types = errors
+    hue, lengths = hues(types), split.lengths
     scores = np.add.reduceat(np.append(probabilities, 0.0), predicted[:, :2].ravel())[::2]
     scores /= np.maximum(1, predicted[:, 1] - predicted[:, 0])  # their words' mean
-    hue, matches = hues(types), match(gold, predicted)
     ends = np.cumsum(lengths)
     of_sentence = collections.defaultdict(list)
     for found in matches:
@@ -367,30 +429,25 @@ def report(title: str, measured: dict, split, labels: list[str], tags, probabili
     parts.append(f"<p>{measured['words']:,} words, {len(lengths):,} sentences, accuracy {measured['accuracy']:.4f}</p>")
     parts.append("<h2>Scores</h2>" + _html_table(["", *columns], rows))
 
-    def types_of(found: Match) -> tuple[str, str]:
-        """Of its gold span and of its predicted one; a dash for none."""
-        sides = (gold, found.gold), (predicted, found.predicted)
-        return tuple(types[spans[i, 2]] if i >= 0 else "\u2013" for spans, i in sides)
-
-    kinds = collections.Counter((found.kind, next(t for t in types_of(found) if t != "\u2013")) for found in matches)
-    pairs = collections.Counter(map(types_of, matches))
-    there = [kind for kind in types if any(kind in pair for pair in pairs)]
-    rows = [[kind, *(kinds[kind, name] for name in there), sum(kinds[kind, name] for name in there)] for kind in KINDS]
-    parts.append("<h2>Errors</h2>" + _html_table(["", *there, "all"], rows))
-    explained = "; ".join(f"{kind}: {what}" for kind, what in KINDS.items())
-    parts.append(
-        f"<p><small>Each entity once, under its gold type where it has one. {html.escape(explained)}.</small></p>"
-    )
-    across = [*there, "\u2013"]
-    rows = [[name, *(pairs[name, other] for other in across)] for name in across]
-    diagonal = {(i, i + 1) for i in range(len(there))}
-    parts.append("<h2>Confusion: gold down, predicted across</h2>" + _html_table(["", *across], rows, diagonal))
+    there, counts = errors.confusion()
+    kinds = np.zeros((len(KINDS), len(types)), int)
+    for kind, g, p in matches:
+        if kind != "right":
+            kinds[list(KINDS).index(kind), gold[g, 2] if g >= 0 else predicted[p, 2]] += 1
+    columns = [types.index(name) for name in there[:-1]]
+    rows = [[kind, *row[columns].tolist(), int(row.sum())] for kind, row in zip(KINDS, kinds)]
+    parts.append("<h2>Errors</h2>" + _html_table(["", *there[:-1], "all"], rows))
+    explained = html.escape("; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
+    parts.append(f"<p><small>Each entity once, under its gold type where it has one. {explained}.</small></p>")
+    rows = [[name, *row] for name, row in zip(there, counts.tolist())]
+    diagonal = {(i, i + 1) for i in range(len(there) - 1)}
+    parts.append("<h2>Confusion: gold down, predicted across</h2>" + _html_table(["", *there], rows, diagonal))
     hits = np.zeros(len(gold), bool)
     hits[[found.gold for found in matches if found.kind == "right"]] = True
     if known is not None:
         seen = np.array([entity in known for entity in split.named(gold, types)], bool)
         rows = [
-            [name, int(group.sum()), float(hits[group].mean()) if group.any() else "\u2013"]
+            [name, int(group.sum()), float(hits[group].mean()) if group.any() else NONE]
             for name, group in (("seen in train", seen), ("unseen", ~seen))
         ]
         parts.append("<h2>Entities that train has, and new ones</h2>" + _html_table(["", "gold", "recall"], rows))

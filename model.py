@@ -367,13 +367,17 @@ def step_flops(model: PreTrainedModel, lengths: np.ndarray) -> float:
     return 6 * weights * lengths.sum() + 12 * config.num_hidden_layers * config.hidden_size * (lengths**2.0).sum()
 
 
+def peak_memory(device: torch.device) -> float:
+    """GiB of this process: on a GPU what PyTorch allocated there, else what was in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def utilisation(model: PreTrainedModel, precision: str, steps: list[tuple[float, np.ndarray]], world_size: int) -> dict:
     """steps: (seconds, lengths of the global batch). Measures this device's peak of matrix products and its memory's
     bandwidth -> share of that peak, and the step that both allow: the products, and 28 bytes a parameter for AdamW."""
-    if model.device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(model.device)
-    else:
-        memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = peak_memory(model.device)  # before the measuring
     device, size = model.device, 4096 if model.device.type == "cuda" else 1536
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     matrix, block = torch.randn(size, size, device=device, dtype=dtype), torch.empty(2**26, device=device)
@@ -383,7 +387,7 @@ def utilisation(model: PreTrainedModel, precision: str, steps: list[tuple[float,
     seconds = sum(seconds for seconds, _ in steps) / len(steps)
     moments = 28 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {
-        "peak_memory_gib": memory / 2**30,
+        "peak_memory_gib": memory,
         "matmul_peak_tflops": peak / 1e12,
         "mfu": flops / seconds / peak,
         "floor_ms": 1e3 * (flops / peak + moments / bandwidth),

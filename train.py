@@ -75,6 +75,9 @@ class Arguments(data.DataArguments):
     hub_private_repo: bool = flag("output", False, "if it does not exist yet")
 
 
+# What TensorBoard's table of runs shows
+HPARAMS = ("learning_rate", "warmup_ratio", "weight_decay", "num_train_epochs", "max_steps", "seed", "precision")
+FINAL = ("eval_f1", "eval_loss", "test_f1", "train_loss", "train_tokens_per_second")
 WARM_UP = 10  # steps that no figure counts
 TIMEOUT = timedelta(minutes=30)  # of a collective: rank 0 may save or score meanwhile
 
@@ -329,7 +332,9 @@ def main() -> None:
     if rank == 0 and not args.benchmark:
         writer = SummaryWriter(os.path.join(args.output_dir, "runs"), purge_step=step + 1)
     else:
-        writer = SimpleNamespace(add_scalar=lambda *_: None, close=lambda: None)
+        nothing = lambda *_, **__: None  # noqa: E731
+        writer = SimpleNamespace(add_scalar=nothing, add_image=nothing, add_text=nothing, add_hparams=nothing)
+        writer.close = nothing
     bar = tqdm(total=total_steps, initial=step, desc="training", disable=rank > 0 or not terminal)
     pushing = None  # the last upload
     patience = args.early_stopping_patience * eval_every
@@ -424,6 +429,7 @@ def main() -> None:
                 lr = optimizer.param_groups[0]["lr"]
                 figures = metrics.throughput(timed, positions)
                 scalars = {"loss": mean_loss, "learning_rate": lr, "grad_norm": grad_norm.item(), **figures}
+                scalars["memory_gib"] = network.peak_memory(device)
                 rate = figures["tokens_per_second"]
                 for name, value in scalars.items():
                     writer.add_scalar(f"train/{name}", value, step)
@@ -437,6 +443,11 @@ def main() -> None:
                 scores, found = evaluated(validation)
                 for name, value in metrics.scalars(scores).items():
                     writer.add_scalar(f"eval/{name}", value, step)
+                if found:  # on rank 0
+                    errors = metrics.Errors.of(validation, labels, found[0])
+                    image = metrics.confusion_image(*errors.confusion())
+                    writer.add_image("eval/confusion", image, step, dataformats="HWC")
+                    writer.add_text("eval/sentences", metrics.sample_text(validation, labels, found[0]), step)
                 shown = " | ".join(f"{name} {scores[name]:.4f}" for name in ("loss", "f1", "accuracy"))
                 log(f"step {step}/{total_steps} | eval {shown}")
                 sign = -1 if metric == "loss" else 1
@@ -500,6 +511,9 @@ def main() -> None:
         "precision": precision,
         "identity": identity,
     }
+    hparams = {flag: settings[flag] for flag in HPARAMS} | {"sentences_a_step": global_batch_size, "model": encoder}
+    measured = {f"final/{name}": results[name] for name in FINAL if name in results}
+    writer.add_hparams(hparams, measured, run_name=".")
     with data.errors_exit(1):
         from_rank_0(write_card, {"validation" if split == "eval" else split: s for split, s in scored.items()}, seconds)
         from_rank_0(network.finish_run, args.output_dir, results)

@@ -1,7 +1,6 @@
 """report.html and --format html in a real browser, without network: they load, filter, and run nothing of the text."""
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,6 @@ import data
 import infer
 import metrics
 
-chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-in_browser = pytest.mark.skipif(not (chromium and chromedriver), reason="needs Debian's chromium and chromium-driver")
 EVIL = [
     "<script>document.title='run'</script>",
     '"><img',
@@ -21,21 +18,6 @@ EVIL = [
     "&amp;",
     "'quoted'",
 ]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"):
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('browser')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
-    yield driver
-    driver.quit()
 
 
 class Labelled:
@@ -127,7 +109,6 @@ def opened(browser, path: Path) -> None:
     assert all(url.startswith(("file:", "data:")) for url in asked), asked
 
 
-@in_browser
 def test_the_report_in_a_browser(browser, tmp_path):
     (tmp_path / "report.html").write_text(page(), encoding="utf-8")
     opened(browser, tmp_path / "report.html")
@@ -148,7 +129,6 @@ def test_the_report_in_a_browser(browser, tmp_path):
         assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
 
 
-@in_browser
 @pytest.mark.parametrize("dark", [False, True])
 def test_text_is_readable_in_both_colour_schemes(browser, tmp_path, dark):
     """WCAG's contrast of marked and unmarked text, at least 4.5."""
@@ -172,7 +152,6 @@ def test_text_is_readable_in_both_colour_schemes(browser, tmp_path, dark):
     assert all((light + 0.05) / (dark_ + 0.05) >= 4.5 for dark_, light in pairs), pairs
 
 
-@in_browser
 def test_tagged_text_in_a_browser(browser, tmp_path):
     hue = metrics.hues({"PER", "LOC"})
     documents = [infer.Document.of_text(f"{EVIL[0]} Maria in Oslo"), infer.Document.of_text("Maria again")]
