@@ -121,9 +121,9 @@ class DataArguments:
 class Parser(transformers.HfArgumentParser):
     """The command line of a dataclass of flags: first perhaps a YAML or JSON file of flags, then flags, which win."""
 
-    def __init__(self, arguments: type, description: str):
+    def __init__(self, arguments: type, description: str, translate=list):
         super().__init__(arguments, description=description, allow_abbrev=False)
-        self.knobs = dataclasses.fields(arguments)
+        self.knobs, self.translate = dataclasses.fields(arguments), translate
 
     def add_argument(self, *names, group=None, range=None, **options):  # HfArgumentParser hands all metadata on
         return super().add_argument(*names, **options)
@@ -151,7 +151,7 @@ class Parser(transformers.HfArgumentParser):
             if not isinstance(settings, dict):
                 raise ValueError(f"{argv[0]}: not a mapping of flags to values")
             argv = [f"--{name}={value}" for name, value in settings.items() if value is not None] + argv[1:]
-        (args,) = self.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        (args,) = self.parse_args_into_dataclasses(self.translate(argv), look_for_args_file=False)
         for knob in self.knobs:
             value, range = getattr(args, knob.name), knob.metadata["range"]
             if range and not RANGES[range](value):

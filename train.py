@@ -75,6 +75,44 @@ class Arguments(data.DataArguments):
     hub_private_repo: bool = flag("output", False, "if it does not exist yet")
 
 
+# Flags of run_ner.py, run_ner_no_trainer.py and TrainingArguments that are not ours: those that ask for what is done
+# anyway (with which values; none: any), those with another name, and what there is instead of the others.
+ON, OFF = {"true", "1", "yes"}, {"false", "0", "no"}
+DONE_ANYWAY = dict.fromkeys(["do_train", "do_eval", "do_predict", "load_best_model_at_end"], ON)
+DONE_ANYWAY |= dict.fromkeys(["eval_strategy", "evaluation_strategy", "save_strategy"], {"epoch", "steps"})
+DONE_ANYWAY |= {
+    "lr_scheduler_type": {"linear"},
+    "optim": {"adamw_torch", "adamw_torch_fused"},
+    "pad_to_max_length": OFF,
+}
+DONE_ANYWAY |= {"report_to": {"tensorboard", "all"}, "trust_remote_code": OFF, "logging_strategy": {"steps"}}
+DONE_ANYWAY |= dict.fromkeys(
+    """return_entity_level_metrics overwrite_cache preprocessing_num_workers ignore_mismatched_sizes greater_is_better
+    dataloader_num_workers dataloader_pin_memory with_tracking disable_tqdm remove_unused_columns fp16_full_eval
+    bf16_full_eval local_rank ddp_find_unused_parameters log_level average_tokens_across_devices""".split()
+)
+RENAMED = {"fp16": "precision=fp16", "bf16": "precision=bf16", "max_length": "max_seq_length"}
+INSTEAD = dict.fromkeys(["warmup_steps", "num_warmup_steps"], "--warmup_ratio, a share of the steps")
+INSTEAD |= dict.fromkeys(["config_name", "tokenizer_name"], "config and tokenizer come with --model_name_or_path")
+INSTEAD |= dict.fromkeys(["token", "use_auth_token", "hub_token"], "HF_TOKEN in the environment, or hf auth login")
+INSTEAD |= dict.fromkeys(
+    ["max_train_samples", "max_eval_samples", "max_predict_samples"], "a shorter file, or --max_steps"
+)
+INSTEAD |= dict.fromkeys(["adam_beta1", "adam_beta2", "adam_epsilon"], "the line in train.py that makes AdamW")
+INSTEAD |= dict.fromkeys(["no_cuda", "use_cpu"], "CUDA_VISIBLE_DEVICES= python train.py ...")
+INSTEAD |= {
+    "cache_dir": "HF_HOME in the environment",
+    "checkpointing_steps": "--save_steps",
+    "label_smoothing_factor": "the line with cross_entropy in train.py",
+    "logging_dir": "TensorBoard's files are in runs/ of --output_dir",
+    "lr_scheduler_type": "the function learning_rate in train.py",
+    "model_revision": "download that revision and name its folder",
+    "optim": "the line in train.py that makes AdamW",
+    "pad_to_max_length": "batches are padded to their longest row, or not at all",
+    "report_to": "TensorBoard's files; another logger: the lines with writer in train.py",
+    "run_name": "the name of --output_dir",
+    "trust_remote_code": "models whose code is in transformers",
+}
 # What TensorBoard's table of runs shows
 HPARAMS = ("learning_rate", "warmup_ratio", "weight_decay", "num_train_epochs", "max_steps", "seed", "precision")
 FINAL = ("eval_f1", "eval_loss", "test_f1", "train_loss", "train_tokens_per_second")
@@ -84,6 +122,26 @@ TIMEOUT = timedelta(minutes=30)  # of a collective: rank 0 may save or score mea
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Pure pieces of the loop
+
+
+def carry_over(argv: list[str]) -> list[str]:
+    """The flags of a run_ner.py command -> ours. ValueError that says what there is instead of one that is not."""
+    known, ours, i = {knob.name for knob in dataclasses.fields(Arguments)}, [], 0
+    while i < len(argv):
+        name, _, value = argv[i].removeprefix("--").partition("=")
+        name, end = name.replace("-", "_"), i + 1
+        while "=" not in argv[i] and end < len(argv) and not argv[end].startswith("--"):
+            value, end = argv[end], end + 1
+        if name in known or not argv[i].startswith("--") or name not in DONE_ANYWAY | RENAMED | INSTEAD:
+            ours += argv[i:end]
+        elif name in RENAMED:
+            new, _, fixed = RENAMED[name].partition("=")
+            ours += [] if fixed and value.lower() in OFF else [f"--{new}={fixed or value}"]
+        elif name not in DONE_ANYWAY or DONE_ANYWAY[name] and (value or "true").lower() not in DONE_ANYWAY[name]:
+            instead = INSTEAD.get(name) or f"always {' or '.join(sorted(DONE_ANYWAY[name]))}"
+            raise ValueError(f"--{name} {value}: not a flag here; instead: {instead}")
+        i = end
+    return ours
 
 
 def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
@@ -232,7 +290,7 @@ def main() -> None:
 
     # Everything that can be wrong with the input is found in this block, before anything is trained or overwritten.
     with data.errors_exit(2):
-        args = data.Parser(Arguments, __doc__).parse(sys.argv[1:])
+        args = data.Parser(Arguments, __doc__, carry_over).parse(sys.argv[1:])
         precision = network.pick_precision(args.precision, device)
         start = time.perf_counter()
         encoder, tokenizer, splits, labels = data.prepare(args)
