@@ -22,7 +22,7 @@ import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -370,7 +370,9 @@ def main() -> None:
     known = functools.cache(functools.partial(train.entities, labels))  # for the report
 
     # The loop's state, set or restored. All else is a function of it: the learning rate, the order, the dropout.
-    state = dict.fromkeys(("step", "skipped", "best_step", "loss", "seconds", "sentences", "tokens"), 0) | {"best": {}}
+    state: dict[str, Any] = dict.fromkeys(
+        ("step", "skipped", "best_step", "loss", "seconds", "sentences", "tokens"), 0
+    ) | {"best": {}}
     if checkpoint:
         state = network.load_checkpoint(checkpoint, raw_model, optimizer, rank, world_size)
         scaler.load_state_dict(state["scaler"])

@@ -66,8 +66,8 @@ TRAINER = """output_dir do_train do_eval do_predict eval_strategy per_device_tra
 per_device_eval_batch_size gradient_accumulation_steps learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon
 max_grad_norm num_train_epochs max_steps lr_scheduler_type warmup_steps logging_steps logging_strategy save_strategy
 save_steps save_total_limit dataloader_num_workers run_name disable_tqdm load_best_model_at_end metric_for_best_model
-greater_is_better label_smoothing_factor optim push_to_hub hub_model_id hub_private_repo hub_token gradient_checkpointing
-resume_from_checkpoint""".split()
+greater_is_better label_smoothing_factor optim push_to_hub hub_model_id hub_private_repo hub_token
+gradient_checkpointing resume_from_checkpoint""".split()
 
 
 @pytest.mark.parametrize("name", REFERENCE + TRAINER)
