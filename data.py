@@ -1069,16 +1069,14 @@ def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
             )
         tags.update(used)
     labels = label_list(tags, names)
-    found = {split: found[split][:2] for split in SPLITS if split in found}
+    splits = {split: found[split][:2] for split in SPLITS if split in found}
     if args.validation_split:
-        if "validation" in found:
+        if "validation" in splits:
             raise ValueError("--validation_split: there is a validation split already")
-        where, dataset = found["train"]
+        where, dataset = splits["train"]
         train, validation = split_off(dataset, args.validation_split, args.seed)
-        found = {"train": (where, train), "validation": (where, validation)} | {
-            k: found[k] for k in found if k == "test"
-        }
-    return found, labels
+        splits = {"train": (where, train), "validation": (where, validation)} | splits | {"train": (where, train)}
+    return splits, labels
 
 
 def used_tags(sentences: Dataset) -> list[str]:

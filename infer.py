@@ -129,12 +129,12 @@ class Tagger:
         found, owners = [np.empty((0, len(self.labels)), np.float32)], [np.empty(0, int)]
         for ids in data.eval_batches(np.array([len(window) for window, _ in rows], int), self.batch_size):
             batch = data.collate([rows[i] for i in ids], self.tokenizer.pad_token_id or 0)
-            word_ids = batch.pop("labels")
+            word_of = batch.pop("labels")  # [B, L]
             with self.autocast:
                 logits = self.model(**{name: tensor.to(self.device) for name, tensor in batch.items()}).logits
-            inside = word_ids >= 0
+            inside = word_of >= 0
             found.append(logits[inside.to(self.device)].float().softmax(-1).cpu().numpy())
-            owners.append(word_ids[inside].numpy())
+            owners.append(word_of[inside].numpy())
         owners = np.concatenate(owners)
         order = np.argsort(owners, kind="stable")  # a word is in one window alone, its subwords in their order
         first = np.flatnonzero(np.diff(owners[order], prepend=-1))

@@ -515,7 +515,7 @@ def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimize
     """Fills model and optimizer on all ranks with what rank 0 reads (they may not share its disk) -> the state."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state, keys = [None], ("step", "exp_avg", "exp_avg_sq")
+    state, keys = [{}], ("step", "exp_avg", "exp_avg_sq")
     if rank == 0:
         safetensors.load_model(model, os.path.join(path, "model.safetensors"))
         moments = safetensors.load_file(os.path.join(path, "optimizer.safetensors"))
@@ -721,9 +721,10 @@ def push(folder: str, repo_id: str, message: str, log, before: Future | None = N
 
     def link(source: str, target: str) -> None:
         grows = os.path.basename(os.path.dirname(source)) == "runs"
-        with contextlib.suppress(OSError):
-            return shutil.copy2(source, target) if grows else os.link(source, target)
-        shutil.copy2(source, target)
+        try:
+            shutil.copy2(source, target) if grows else os.link(source, target)
+        except OSError:  # a file system without links
+            shutil.copy2(source, target)
 
     snapshot = tempfile.mkdtemp(dir=folder, prefix=".pushing-")
     try:
@@ -731,9 +732,10 @@ def push(folder: str, repo_id: str, message: str, log, before: Future | None = N
         shutil.copytree(folder, snapshot, copy_function=link, ignore=leave, dirs_exist_ok=True)
     except OSError as error:
         shutil.rmtree(snapshot, ignore_errors=True)
-        return log(f"not pushed to {repo_id}: {_reason(error)}")
+        log(f"not pushed to {repo_id}: {_reason(error)}")
+        return None
     future = huggingface_hub.run_as_future(_upload, repo_id, snapshot, message, log)
-    future.add_done_callback(lambda done: done.cancelled() and shutil.rmtree(snapshot))
+    future.add_done_callback(lambda done: shutil.rmtree(snapshot) if done.cancelled() else None)
     return future
 
 
@@ -755,3 +757,4 @@ def _upload(repo_id: str, snapshot: str, message: str, log) -> str | None:
             shutil.rmtree(snapshot)
             return f"{huggingface_hub.constants.ENDPOINT}/{repo_id}"
     shutil.rmtree(snapshot)
+    return None

@@ -212,8 +212,9 @@ def join_process_group(backend: str, rank: int, world_size: int) -> None:
         waiting = {other for other in waiting if not store.check([f"{token} seen by {other}"])}
         time.sleep(0.01)
     while rank > 0 and not name:
+        time.sleep(0.01)
         tokens = store.get("tokens").decode().split()
-        name = tokens[0] if token in tokens else time.sleep(0.01)
+        name = tokens[0] if token in tokens else None
     if rank > 0:
         store.set(f"{name} seen by {rank}", "")
     store = dist.PrefixStore(name or token, store)
@@ -262,10 +263,11 @@ def wait_for_push(push, folder: str, repo_id: str, log) -> None:
     log(f"pushed: {url}" if url else f"not pushed; the model is in {folder}: hf upload {repo_id} {folder}")
 
 
-def write_report(folder: str, split: data.Split, labels: list[str], scores: dict, found: tuple | None, known) -> None:
+def write_report(folder: str, split: data.Split, labels: list[str], scores: dict, found: tuple, known) -> None:
     """report.html beside the model that made these errors. known(): train's entities."""
     title = f"{os.path.basename(os.path.abspath(folder))} on {split.where}"
-    page = metrics.report(title, scores, split, labels, *found, known())
+    tags, probabilities = found
+    page = metrics.report(title, scores, split, labels, tags, probabilities, known())
     network.write_whole(os.path.join(folder, "report.html"), page)
 
 
@@ -458,7 +460,8 @@ def main() -> None:
                 broken_at.fill_(step if scale < 1 else -1)
             else:
                 broken_at = torch.where((broken_at < 0) & ~grad_norm.isfinite(), step, broken_at)
-                optimizer.found_inf = (broken_at >= 0).float()  # the fused kernel then takes no step, without a sync
+                # The fused kernel then takes no step, without a sync.
+                optimizer.found_inf = (broken_at >= 0).float()  # type: ignore[attr-defined]
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
