@@ -546,9 +546,25 @@ def read_named(name: str, config: str | None) -> dict[str, Dataset]:
                 raise
             return datasets.load_dataset(name, config, revision=PARQUET)
     except ConnectionError as error:
+        for found in _in_hub_cache(name, config, revision):
+            return found
         raise ValueError(f"{name}: not in the cache, and the Hub cannot be reached: {error}") from None
     except (FileNotFoundError, RuntimeError) as error:
         raise ValueError(f"{name}: cannot be loaded from the Hub: {error}") from None
+
+
+def _in_hub_cache(name: str, config: str | None, revision: str | None):
+    """Yields the set from the files that `hf download --repo-type dataset` left in the Hub's cache, if they are there.
+
+    load_dataset alone finds offline only what it has prepared before, not what was downloaded.
+    """
+    for kind in (revision,) if revision else (None, PARQUET):
+        try:
+            folder = huggingface_hub.snapshot_download(name, repo_type="dataset", revision=kind, local_files_only=True)
+        except FileNotFoundError:
+            continue
+        where = {"data_dir": config or "default"} if kind == PARQUET else {"name": config}
+        yield datasets.load_dataset(folder, **where)
 
 
 def _column(dataset: Dataset, name: str) -> pa.ChunkedArray:

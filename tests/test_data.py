@@ -1,5 +1,11 @@
 """Reading, alignment, windows, batches."""
 
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -329,10 +335,6 @@ def test_rows_are_views_into_the_file_over_many_chunks(guide_tokenizer, tmp_path
 
 
 def test_a_model_is_found_in_the_hubs_cache_by_its_id(encoders):
-    import os
-    import shutil
-    from pathlib import Path
-
     repository = Path(os.environ["HF_HOME"]) / "hub" / "models--bert-base-cased"
     commit = "0123456789abcdef0123456789abcdef01234567"
     (repository / "refs").mkdir(parents=True)
@@ -356,6 +358,40 @@ def test_a_script_only_set_is_read_from_its_parquet_conversion(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert data.read_named("someone/set", "en") == {"train": None}
     assert asked == [("someone/set", "en", None), ("someone/set", "en", "refs/convert/parquet")]
+
+
+def lay(name: str, revision: str, files: dict[str, datasets.Dataset | str]) -> None:
+    """A set in the Hub's cache as `hf download --repo-type dataset` leaves it."""
+    repository = Path(os.environ["HF_HOME"]) / "hub" / f"datasets--{name.replace('/', '--')}"
+    commit = hashlib.sha1(revision.encode()).hexdigest()
+    (repository / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / revision).write_text(commit)
+    for path, content in files.items():
+        path = repository / "snapshots" / commit / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content) if isinstance(content, str) else content.to_parquet(path)
+
+
+def test_the_well_known_sets_are_read_offline_from_the_hubs_cache(encoders):
+    """By their short names, in the layouts they have on the Hub: one copy, and one conversion of a script-only set."""
+    names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    rows = {"tokens": [["Peter", "Miller", "sleeps"], ["In", "Oslo"]], "ner_tags": [[1, 2, 0], [0, 3]]}
+    label = datasets.List(datasets.ClassLabel(names=names))
+    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "ner_tags": label})
+    plain = datasets.Dataset.from_dict(rows)  # the ids' names are in dataset_infos.json alone
+    infos = {"conll2003": {"features": features.to_dict()}}
+    parts = {f"data/{split}-00000-of-00001.parquet": plain for split in ("train", "validation", "test")}
+    lay("lhoestq/conll2003", "main", parts | {"dataset_infos.json": json.dumps(infos)})
+    named = datasets.Dataset.from_dict(rows, features)
+    parts = {f"default/{split}/0000.parquet": named for split in ("train", "validation", "test")}
+    lay("leondz/wnut_17", "refs/convert/parquet", parts)
+    for name in ("conll2003", "wnut_17"):
+        splits, labels = load(encoders["wordpiece"], dataset_name=name)
+        assert set(splits) == {"train", "validation", "test"} and splits["train"].scheme == "IOB2"
+        assert labels == names, (name, labels)
+        assert splits["test"].sentences[1]["tags"] == ["O", "B-LOC"]
+    with pytest.raises(ValueError, match="nobody/nothing: not in the cache, and the Hub cannot be reached"):
+        data.read_named("nobody/nothing", None)
 
 
 # ---- running text
