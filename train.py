@@ -33,6 +33,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 import data
@@ -395,8 +396,7 @@ def main() -> None:
         writer = SummaryWriter(os.path.join(args.output_dir, "runs"), purge_step=step + 1)
     else:
         nothing = lambda *_, **__: None  # noqa: E731
-        writer = SimpleNamespace(add_scalar=nothing, add_image=nothing, add_text=nothing, add_hparams=nothing)
-        writer.close = nothing
+        writer = SimpleNamespace(add_scalar=nothing, add_image=nothing, add_text=nothing, close=nothing)
     bar = tqdm(total=total_steps, initial=step, desc="training", disable=rank > 0 or not terminal)
     pushing = None  # the last upload
     patience = args.early_stopping_patience * eval_every
@@ -574,9 +574,13 @@ def main() -> None:
         "precision": precision,
         "identity": identity,
     }
-    hparams = {flag: settings[flag] for flag in HPARAMS} | {"sentences_a_step": global_batch_size, "model": encoder}
     measured = {f"final/{name}": results[name] for name in FINAL if name in results}
-    writer.add_hparams(hparams, measured, run_name=".")
+    for name, value in measured.items():
+        writer.add_scalar(name, value, step)
+    if rank == 0:  # into the same file, where SummaryWriter.add_hparams would begin another one
+        shown = {flag: settings[flag] for flag in HPARAMS} | {"sentences_a_step": global_batch_size, "model": encoder}
+        for summary in hparams(shown, measured):
+            writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
     with data.errors_exit(1):
         from_rank_0(write_card, {"validation" if split == "eval" else split: s for split, s in scored.items()}, seconds)
         from_rank_0(network.finish_run, args.output_dir, results)

@@ -1,7 +1,5 @@
 """Tagging running text, against transformers' own pipeline."""
 
-import json
-
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -26,7 +24,7 @@ FIVE = [
 def trained(tmp_path_factory) -> str:
     """The README's first command, cut short: the real encoder on the embedded corpus."""
     folder = str(tmp_path_factory.mktemp("trained") / "out")
-    train("--output_dir", folder, "--max_steps", 120, "--eval_steps", 120, "--precision", "fp32", OMP_NUM_THREADS=2)
+    train("--output_dir", folder, "--max_steps", 80, "--eval_steps", 80, "--precision", "fp32", OMP_NUM_THREADS=2)
     return folder
 
 
@@ -111,14 +109,10 @@ def test_the_saved_model_scores_what_training_measured(trained, tagger):
         assert scores["accuracy"] == measured[f"{prefix}_accuracy"]
 
 
-def test_command_line_text_and_json(trained):
+def test_the_command_line_as_the_readme_has_it(trained):
     as_text = run("infer.py", trained, README, "It rained.")
     assert as_text.returncode == 0, as_text.stderr
     assert "49-57" in as_text.stdout and "Brooklyn" in as_text.stdout and "It rained." in as_text.stdout
-    as_json = run("infer.py", trained, README, 'Ünder "quotes"', "--format", "json", "--aggregation_strategy", "first")
-    lines = [json.loads(line) for line in as_json.stdout.splitlines()]
-    assert [line["text"] for line in lines] == [README, 'Ünder "quotes"']
-    assert {"entity_group", "score", "word", "start", "end"} == set(lines[0]["entities"][0])
 
 
 def test_a_missing_model_is_one_line(tmp_path):
