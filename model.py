@@ -403,12 +403,19 @@ def save_model(model: PreTrainedModel, tokenizer, folder: str) -> None:
             os.replace(os.path.join(beside, name), os.path.join(folder, name))
 
 
-def load_best(model: PreTrainedModel, folder: str, rank: int, world_size: int) -> None:
-    """Weights that save_model wrote, read by rank 0 and sent to the others: they may not share its disk."""
+def load_best(folder: str, model: PreTrainedModel, rank: int, world_size: int) -> PreTrainedModel:
+    """What save_model wrote, loaded as anyone loads it, by rank 0, and sent to the others: they may not share its disk.
+
+    model: the one trained, for its config and device.
+    """
     if rank == 0:
-        safetensors.load_model(model, os.path.join(folder, "model.safetensors"), strict=False)
+        best = AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float32)
+    else:
+        best = AutoModelForTokenClassification.from_config(model.config)
+    best.to(model.device)
     if world_size > 1:
-        _send([*model.parameters(), *model.buffers()])
+        _send([*best.parameters(), *best.buffers()])
+    return best
 
 
 def _send(tensors: list[torch.Tensor]) -> None:

@@ -241,7 +241,7 @@ def collate_without_padding(raw_model, collate, longest: int, parts: int):
     return functools.partial(data.collate_end_to_end, **settings)
 
 
-def evaluate(raw_model, collate, autocast, batch_size, score, rank, world_size, split: data.Split) -> tuple:
+def evaluate(collate, autocast, batch_size, score, rank, world_size, raw_model, split: data.Split) -> tuple:
     """Scores of a whole split, the same on all ranks; and on rank 0 the predicted label ids [W] with their
     probabilities [W]."""
     start = time.perf_counter()
@@ -366,9 +366,7 @@ def main() -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     autocast = network.autocast(precision, device)
     score = functools.partial(metrics.score, labels=labels, scheme=train.scheme, strict=args.strict)
-    evaluated = functools.partial(
-        evaluate, raw_model, collate, autocast, args.per_device_eval_batch_size, score, rank, world_size
-    )
+    evaluated = functools.partial(evaluate, collate, autocast, args.per_device_eval_batch_size, score, rank, world_size)
 
     known = functools.cache(functools.partial(train.entities, labels))  # for the report
 
@@ -503,7 +501,7 @@ def main() -> None:
                 logged_loss, logged_step, timed = loss_so_far, step, []
 
             if evaluating and validation:
-                scores, found = evaluated(validation)
+                scores, found = evaluated(raw_model, validation)
                 for name, value in metrics.scalars(scores).items():
                     writer.add_scalar(f"eval/{name}", value, step)
                 if found:  # on rank 0
@@ -559,8 +557,8 @@ def main() -> None:
             from_rank_0(network.save_model, raw_model, tokenizer, args.output_dir)
     scored = {"eval": best} if validation else {}
     if test:
-        network.load_best(raw_model, args.output_dir, rank, world_size)
-        scored["test"], _ = evaluated(test)
+        best_model = network.load_best(args.output_dir, raw_model, rank, world_size)
+        scored["test"], _ = evaluated(best_model, test)
         for name, value in metrics.scalars(scored["test"]).items():
             writer.add_scalar(f"test/{name}", value, step)
     results = {

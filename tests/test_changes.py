@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, flat
+from conftest import ROOT, flat, weights
+from safetensors.torch import load_file
 
 LOSS = """                    loss = F.cross_entropy(logits.float().flatten(0, 1), gold.flatten(), reduction="sum")
 """
@@ -48,6 +49,26 @@ CHANGES = {
     "freeze the embeddings": (
         "train.py",
         [(LOADED, "        raw_model.get_input_embeddings().requires_grad_(False)\n" + LOADED)],
+    ),
+    "LoRA with peft": (
+        "train.py",
+        [
+            (
+                "import transformers\n",
+                "import copy\nimport transformers\nfrom peft import LoraConfig, get_peft_model\n",
+            ),
+            (
+                LOADED,
+                '        raw_model = get_peft_model(raw_model, LoraConfig(task_type="TOKEN_CLS", r=8))\n' + LOADED,
+            ),
+            (
+                "                        from_rank_0(network.save_model, raw_model, tokenizer, args.output_dir)\n"
+                "                        from_rank_0(write_report",
+                "                        merged = copy.deepcopy(raw_model).merge_and_unload()\n"
+                "                        from_rank_0(network.save_model, merged, tokenizer, args.output_dir)\n"
+                "                        from_rank_0(write_report",
+            ),
+        ],
     ),
     "Weights & Biases": (
         "train.py",
@@ -147,6 +168,11 @@ def test_a_change_of_a_few_lines_trains(change, unchanged, encoders, corpus, tmp
     before_printed, before = unchanged
     if change == "a new file format":
         assert results["train_loss"] == pytest.approx(before["train_loss"])
+    elif change == "LoRA with peft":  # what is saved has the adapters merged, and the rest as it was
+        ours, theirs = weights(tmp_path / "out"), load_file(f"{encoders['wordpiece']}/model.safetensors")
+        same = {name for name in theirs if (ours[f"bert.{name}"] == theirs[name]).all()}
+        changed = {name.partition("self.")[2] for name in theirs.keys() - same}
+        assert changed == {"query.weight", "value.weight"}
     elif change == "a second metric":
         assert 0 <= results["eval_whole_sentences"] <= 1 and "eval_whole_sentences" not in before
     elif change == "Weights & Biases":

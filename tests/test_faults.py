@@ -140,7 +140,7 @@ def evaluate_on_ranks(rank: int, world_size: int, folder: str, encoder: str, fil
 
             autocast = network.autocast("fp32", torch.device("cpu"))
             split = splits["train"]
-            scores, _ = script.evaluate(raw_model, collate, autocast, batch_size, score, rank, world_size, split)
+            scores, _ = script.evaluate(collate, autocast, batch_size, score, rank, world_size, raw_model, split)
             found[f"{number} {batch_size}"] = {k: v for k, v in scores.items() if k != "runtime"}
     if rank == 0:
         (Path(folder) / f"{world_size}.json").write_text(json.dumps(found))

@@ -187,7 +187,7 @@ def f1_of(model, split: data.Split, labels: list[str], tokenizer) -> float:
     """In fp32, scored as ours are."""
     collate = functools.partial(data.collate, pad_token_id=tokenizer.pad_token_id)
     score = functools.partial(metrics.score, labels=labels, scheme=split.scheme, strict=False)
-    scores, _ = train.evaluate(model, collate, network.autocast("fp32", model.device), 64, score, 0, 1, split)
+    scores, _ = train.evaluate(collate, network.autocast("fp32", model.device), 64, score, 0, 1, model, split)
     return scores["f1"]
 
 
