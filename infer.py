@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import sys
-import time
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -305,15 +305,18 @@ def around(args) -> tuple[str, str]:
 def tag_stream(tagger: Tagger, chunks, kind: str, args) -> None:
     """To standard output, a chunk at a time."""
     head, end = around(args)
-    print(head, end="")
-    for chunk in chunks:
-        print(answer(tagger, chunk, kind, args, sys.stdout.isatty())[0], end="", flush=True)
-    print(end, end="")
+    try:
+        print(head, end="")
+        for chunk in chunks:
+            print(answer(tagger, chunk, kind, args, sys.stdout.isatty())[0], end="", flush=True)
+        print(end, end="")
+    except BrokenPipeError:  # infer.py ... | head; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # A file to a file, by any number of processes, any of which may die: a chunk's answers are a file of their own that
-# appears whole. Ranks share the folder and need nothing else of each other.
+# appears whole.
 
 
 def identity(path: str, kind: str, tagger: Tagger, args) -> tuple[dict, int]:
@@ -357,18 +360,22 @@ def tag_file(tagger: Tagger, kind: str, args, rank: int, world_size: int) -> boo
     if os.path.exists(out):
         return False
     os.makedirs(parts, exist_ok=True)
-    part = os.path.join(parts, "{:08}").format
+
+    def part(i: int) -> str:
+        return os.path.join(parts, f"{i:08}")
+
     bar = tqdm(total=number, unit=" lines", disable=rank > 0 or not sys.stderr.isatty())
     with open(args.input_file, "rb") as file:
         for i, chunk in enumerate(chunks(file, kind)):
             if i % world_size == rank and not os.path.exists(part(i)):
                 answers, bad = answer(tagger, chunk, kind, args)
-                network.write_whole(part(i) + ".errors", bad)
+                if args.skip_bad_lines:
+                    network.write_whole(part(i) + ".errors", bad)
                 network.write_whole(part(i), answers)
             bar.update(len(chunk))
     bar.close()
-    while rank == 0 and not all(os.path.exists(part(i)) for i in range(last)):
-        time.sleep(0.1)  # for the other ranks
+    if world_size > 1:
+        dist.barrier()
     if rank == 0:
         if args.skip_bad_lines:
             _join(f"{out}.errors", [part(i) + ".errors" for i in range(last)])
@@ -484,12 +491,10 @@ def main() -> None:
         if args.stride is None:
             args.stride = run_settings(args.model)[0].stride
         tagger = Tagger(args.model, args.batch_size, args.stride, args.precision)
+        if world_size > 1:  # some ranks may have to wait long for the others
+            network.join_process_group("gloo", rank, world_size, timedelta(days=7))
         if args.evaluate:
-            if world_size > 1:
-                dist.init_process_group("gloo")
             evaluate(tagger, args, rank, world_size)
-            if world_size > 1:
-                dist.destroy_process_group()
         elif args.output_file:
             with open(args.input_file, "rb") as file:
                 kind = kind_of(args.input_file, file.read(1 << 16))

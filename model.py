@@ -5,8 +5,10 @@ optimizer = torch.optim.AdamW(parameter_groups(raw_model, 0.01), lr=5e-5)
 logits = raw_model(input_ids, attention_mask).logits   # [B, L] -> [B, L, C]
 """
 
+import atexit
 import contextlib
 import ctypes
+import gc
 import hashlib
 import json
 import math
@@ -15,7 +17,9 @@ import resource
 import shutil
 import tempfile
 import time
+import uuid
 from concurrent.futures import Future
+from datetime import timedelta
 from typing import NamedTuple
 
 import huggingface_hub
@@ -341,6 +345,43 @@ def keep_freed_memory() -> None:
         mallopt(-4, 0)  # M_MMAP_MAX: no block of its own
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing back
         mallopt(-2, 2**26)  # M_TOP_PAD: more at a time
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Ranks
+
+
+def join_process_group(backend: str, rank: int, world_size: int, timeout: timedelta) -> None:
+    """init_process_group under a name that only the ranks alive now know.
+
+    torchrun keeps its store over restarts, and ranks that find their predecessors' addresses there hang or fail
+    (torch 2.13: 6 of 8 restarts on gloo). So every rank leaves a token, and goes on when rank 0 has shown it, beside
+    its own, which is the name.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    token, name, waiting = uuid.uuid4().hex, None, set(range(1, world_size))
+    store.set(f"rank {rank}", token)
+    while rank == 0 and waiting:
+        store.set("tokens", " ".join(store.get(f"rank {other}").decode() for other in range(world_size)))
+        waiting = {other for other in waiting if not store.check([f"{token} seen by {other}"])}
+        time.sleep(0.01)
+    while rank > 0 and not name:
+        time.sleep(0.01)
+        tokens = store.get("tokens").decode().split()
+        name = tokens[0] if token in tokens else None
+    if rank > 0:
+        store.set(f"{name} seen by {rank}", "")
+    store = dist.PrefixStore(name or token, store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    atexit.register(leave_process_group)
+
+
+def leave_process_group() -> None:
+    """At the very end, after main has let go of DDP: were its reducer the last to hold the group, Gloo's destructor
+    would wait for a thread that waits for the interpreter (pytorch/pytorch#56297; one run in three hung or crashed).
+    """
+    gc.collect()
+    dist.destroy_process_group()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -6,18 +6,15 @@ torchrun --nproc-per-node=8 train.py --dataset_name conll2003 --model_name_or_pa
 python train.py run.yaml --learning_rate 3e-5                   # a file of flags; those behind it win
 """
 
-import atexit
 import contextlib
 import dataclasses
 import functools
-import gc
 import json
 import math
 import os
 import signal
 import sys
 import time
-import uuid
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -198,39 +195,6 @@ def release_signals() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def join_process_group(backend: str, rank: int, world_size: int) -> None:
-    """init_process_group under a name that only the ranks alive now know.
-
-    torchrun keeps its store over restarts, and ranks that find their predecessors' addresses there hang or fail
-    (torch 2.13: 6 of 8 restarts on gloo). So every rank leaves a token, and goes on when rank 0 has shown it, beside
-    its own, which is the name.
-    """
-    store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    token, name, waiting = uuid.uuid4().hex, None, set(range(1, world_size))
-    store.set(f"rank {rank}", token)
-    while rank == 0 and waiting:
-        store.set("tokens", " ".join(store.get(f"rank {other}").decode() for other in range(world_size)))
-        waiting = {other for other in waiting if not store.check([f"{token} seen by {other}"])}
-        time.sleep(0.01)
-    while rank > 0 and not name:
-        time.sleep(0.01)
-        tokens = store.get("tokens").decode().split()
-        name = tokens[0] if token in tokens else None
-    if rank > 0:
-        store.set(f"{name} seen by {rank}", "")
-    store = dist.PrefixStore(name or token, store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
-    atexit.register(leave_process_group)
-
-
-def leave_process_group() -> None:
-    """At the very end, after main has let go of DDP: were its reducer the last to hold the group, Gloo's destructor
-    would wait for a thread that waits for the interpreter (pytorch/pytorch#56297; one run in three hung or crashed).
-    """
-    gc.collect()
-    dist.destroy_process_group()
-
-
 def collate_without_padding(raw_model, collate, longest: int, parts: int):
     """How training collates on a CPU: sentences end to end if this encoder can read them so, else as before."""
     first_position = network.read_end_to_end(raw_model, longest)
@@ -311,7 +275,7 @@ def main() -> None:
         if world_size > 1:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            join_process_group("nccl" if device.type == "cuda" else "gloo", rank, world_size)
+            network.join_process_group("nccl" if device.type == "cuda" else "gloo", rank, world_size, TIMEOUT)
             hosts = dist.new_group(backend="gloo", timeout=TIMEOUT)  # for what must not wait for the GPU
         settings = dataclasses.asdict(args)
         global_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * world_size

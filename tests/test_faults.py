@@ -58,7 +58,7 @@ def forked(fault: str, log, flags, ranks: int = 1, killed_after: float = math.in
             except BaseException as error:
                 print(repr(error))
             if dist.is_initialized() and code == 0:
-                script.leave_process_group()
+                network.leave_process_group()
             os._exit(code)
         children[child] = rank
     start, worst = time.monotonic(), 0

@@ -236,7 +236,7 @@ def test_switches_train_and_change_what_they_should(corpus, still, flag, tmp_pat
     assert results(tmp_path / "plain")["eval_words"] == results(tmp_path / "with")["eval_words"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_benchmark_times_the_real_loop_and_writes_nothing(ranks, corpus, still, tmp_path):
     command = [*flat(corpus), "--model_name_or_path", still, "--precision", "fp32", "--benchmark", 6]
     command += ["--per_device_train_batch_size", 8 // ranks, "--output_dir", tmp_path / "out"]
