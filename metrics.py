@@ -30,6 +30,12 @@ def decode(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, to
     return logits.argmax(-1), logits.softmax(-1).amax(-1), F.cross_entropy(logits, labels[word], reduction="none")
 
 
+def _ties(logits: torch.Tensor) -> torch.Tensor:
+    """logits [B, L, C] in 16 bits -> [B, L] whether the best two are as near as rounding can move them."""
+    best = logits.float().topk(min(2, logits.shape[-1]), -1).values
+    return best[..., 0] - best[..., -1] <= 2**-6 * logits.float().abs().amax(-1)
+
+
 @torch.no_grad()
 def predict(model, rows, batches: list[np.ndarray], collate, autocast, rank=0, world_size=1) -> tuple | None:
     """The rows in those batches, which go round the ranks -> on rank 0 (predicted label ids [W], their probabilities
@@ -39,9 +45,14 @@ def predict(model, rows, batches: list[np.ndarray], collate, autocast, rank=0, w
     model.eval()
     for ids, batch in zip(mine, DataLoader(rows, batch_sampler=mine, collate_fn=collate)):
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        labels = batch.pop("labels")
         with autocast:
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        predicted, *figures = (tensor.cpu() for tensor in decode(logits, batch["labels"]))
+            logits = model(**batch).logits
+        # 16 bits leave ties, which would fall by how a batch was made up: these rows are read again in fp32.
+        if logits.dtype != torch.float32 and (again := (_ties(logits) & (labels != -100)).any(1)).any():
+            logits = logits.float()
+            logits[again] = model(**{name: tensor[again] for name, tensor in batch.items()}).logits
+        predicted, *figures = (tensor.cpu() for tensor in decode(logits, labels))
         position = torch.from_numpy(rows.words(ids)).int()
         words.append(torch.stack([position, predicted.int(), *(x.view(torch.int32) for x in figures)], dim=1))
     held = [sum(rows.num_labels[ids].sum() for ids in batches[r::world_size]) for r in range(world_size)]

@@ -1,5 +1,8 @@
 """Decoding, the gather across ranks, scores."""
 
+import functools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import seqeval.metrics
@@ -8,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+import data
 import metrics
 
 NER = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -22,6 +26,35 @@ def test_decode_takes_the_argmax_at_labelled_positions_row_by_row():
     assert losses.tolist() == pytest.approx(expected)
     most = [torch.softmax(logits[b, i], -1).max().item() for b, i in ((0, 1), (0, 2), (1, 0))]
     assert probabilities.tolist() == pytest.approx(most)
+
+
+@pytest.mark.parametrize("batches", [[[0, 1, 2]], [[2], [1], [0]]])
+def test_what_16_bits_leave_undecided_is_read_again_in_fp32(batches):
+    """A row of logits 4 and 4 + 2^-9, which bf16 makes equal, where argmax would take the first; and rows that stand."""
+    exact = torch.tensor([[4.0, 4.0 + 2**-9, -1.0], [3.0, -3.0, 0.0], [0.0, 1.0, 5.0]])
+    read = []
+
+    class Model(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, input_ids, attention_mask):
+            sixteen = torch.is_autocast_enabled("cpu")
+            read.append((sixteen, input_ids[:, 0].tolist()))
+            logits = exact[input_ids]
+            return SimpleNamespace(logits=logits.bfloat16() if sixteen else logits)
+
+    class Rows(list):
+        num_labels = np.ones(3, int)
+
+        def words(self, ids):
+            return np.array(ids)
+
+    rows = Rows((np.array([i]), np.array([0])) for i in range(3))
+    collate = functools.partial(data.collate, pad_token_id=0)
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    predicted, _, _ = metrics.predict(Model(), rows, [np.array(batch) for batch in batches], collate, autocast)
+    assert predicted.tolist() == [1, 0, 2]
+    assert [ids for sixteen, ids in read if not sixteen] == [[0]]
 
 
 def words(*rows) -> torch.Tensor:
