@@ -30,7 +30,7 @@ def test_decode_takes_the_argmax_at_labelled_positions_row_by_row():
 
 @pytest.mark.parametrize("batches", [[[0, 1, 2]], [[2], [1], [0]]])
 def test_what_16_bits_leave_undecided_is_read_again_in_fp32(batches):
-    """A row of logits 4 and 4 + 2^-9, which bf16 makes equal, where argmax would take the first; and rows that stand."""
+    """A row of 4 and 4 + 2^-9, which bf16 makes equal, so that argmax would take the first; and rows that stand."""
     exact = torch.tensor([[4.0, 4.0 + 2**-9, -1.0], [3.0, -3.0, 0.0], [0.0, 1.0, 5.0]])
     read = []
 
