@@ -546,15 +546,15 @@ def read_named(name: str, config: str | None) -> dict[str, Dataset]:
                 raise
             return datasets.load_dataset(name, config, revision=PARQUET)
     except ConnectionError as error:
-        for found in _in_hub_cache(name, config, revision):
+        if found := _in_hub_cache(name, config, revision):
             return found
         raise ValueError(f"{name}: not in the cache, and the Hub cannot be reached: {error}") from None
     except (FileNotFoundError, RuntimeError) as error:
         raise ValueError(f"{name}: cannot be loaded from the Hub: {error}") from None
 
 
-def _in_hub_cache(name: str, config: str | None, revision: str | None):
-    """Yields the set from the files that `hf download --repo-type dataset` left in the Hub's cache, if they are there.
+def _in_hub_cache(name: str, config: str | None, revision: str | None) -> dict[str, Dataset] | None:
+    """The set from the files that `hf download --repo-type dataset` left in the Hub's cache, if they are there.
 
     load_dataset alone finds offline only what it has prepared before, not what was downloaded.
     """
@@ -564,7 +564,8 @@ def _in_hub_cache(name: str, config: str | None, revision: str | None):
         except FileNotFoundError:
             continue
         where = {"data_dir": config or "default"} if kind == PARQUET else {"name": config}
-        yield datasets.load_dataset(folder, **where)
+        return datasets.load_dataset(folder, **where)
+    return None
 
 
 def _column(dataset: Dataset, name: str) -> pa.ChunkedArray:
@@ -1091,7 +1092,8 @@ def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
             raise ValueError("--validation_split: there is a validation split already")
         where, dataset = splits["train"]
         train, validation = split_off(dataset, args.validation_split, args.seed)
-        splits = {"train": (where, train), "validation": (where, validation)} | splits | {"train": (where, train)}
+        rest = {split: splits[split] for split in splits if split == "test"}
+        splits = {"train": (where, train), "validation": (where, validation)} | rest
     return splits, labels
 
 
