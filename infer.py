@@ -30,7 +30,6 @@ import torch.distributed as dist
 import yaml
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm import tqdm
-from transformers import AutoModelForTokenClassification
 
 import data
 import metrics
@@ -73,8 +72,7 @@ class Tagger:
         self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         self.device = self.device if torch.cuda.is_available() else torch.device("cpu")
         self.tokenizer = data.load_tokenizer(model_name_or_path)
-        self.model = AutoModelForTokenClassification.from_pretrained(model_name_or_path, dtype=torch.float32)
-        self.model.to(self.device).eval()
+        self.model = network.load(model_name_or_path).to(self.device).eval()
         self.labels = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
         self.autocast = network.autocast(network.pick_precision(precision, self.device), self.device)
         self.size = data.max_length(self.tokenizer, self.model.config)

@@ -43,6 +43,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 
+def load(name: str | None, config=None, **options) -> PreTrainedModel:
+    """An encoder with its token-classification head in fp32: a folder, a Hub id, or (None) random weights. All that
+    train.py and infer.py compute with comes from here."""
+    if name is None:
+        model = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
+    else:  # transformers 5 would take the type that was saved; AdamW wants fp32, autocast does the rest
+        model = AutoModelForTokenClassification.from_pretrained(name, config=config, dtype=torch.float32, **options)
+    return model
+
+
 def load_model(name: str, labels: list[str], gradient_checkpointing: bool = False) -> PreTrainedModel:
     """The encoder `name` (a folder or a Hub id) in fp32, with a head of one logit a label.
 
@@ -56,10 +66,7 @@ def load_model(name: str, labels: list[str], gradient_checkpointing: bool = Fals
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
     )
-    # transformers 5 would load weights in the type they were saved in; AdamW wants fp32 ones, autocast does the rest.
-    model = AutoModelForTokenClassification.from_pretrained(
-        name, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
-    )
+    model = load(name, config, ignore_mismatched_sizes=True)
     trained = any("ForTokenClassification" in architecture for architecture in before.architectures or [])
     if trained and [before.id2label[i] for i in sorted(before.id2label)] != labels:
         encoder = set(model.base_model.modules())
@@ -449,11 +456,7 @@ def load_best(folder: str, model: PreTrainedModel, rank: int, world_size: int) -
 
     model: the one trained, for its config and device.
     """
-    if rank == 0:
-        best = AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float32)
-    else:
-        best = AutoModelForTokenClassification.from_config(model.config)
-    best.to(model.device)
+    best = (load(folder) if rank == 0 else load(None, model.config)).to(model.device)
     if world_size > 1:
         _send([*best.parameters(), *best.buffers()])
     return best

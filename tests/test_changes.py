@@ -1,18 +1,40 @@
 """What people change first: each change is a few lines in one file, applied to a copy, which then trains."""
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT, flat, weights
 from safetensors.torch import load_file
 
 LOSS = """                    loss = F.cross_entropy(logits.float().flatten(0, 1), gold.flatten(), reduction="sum")
 """
 LOADED = "        network.check_labels(raw_model, "
+# Emissions -> the log marginals of a linear chain over a row's subwords: cross-entropy, argmax, scores as before.
+CRF = """def chain(model, args, batch, output):
+    emissions, mask = output.logits.float(), batch.get("attention_mask", batch["input_ids"] >= 0).bool()[..., None]
+    ahead, back = [emissions[:, 0]], [torch.zeros_like(emissions[:, 0])]
+    for t in range(1, emissions.shape[1]):
+        ahead.append(emissions[:, t] + torch.logsumexp(ahead[-1][:, :, None] + model.transitions, 1))
+    for t in range(emissions.shape[1] - 1, 0, -1):  # what is padding says nothing
+        message = torch.logsumexp(model.transitions + (emissions[:, t] + back[-1])[:, None], 2)
+        back.append(torch.where(mask[:, t], message, back[-1]))
+    output.logits = (torch.stack(ahead, 1) + torch.stack(back[::-1], 1)).log_softmax(-1)
+
+
+"""
+CHAINED = """    model.transitions = nn.Parameter(torch.zeros(model.num_labels, model.num_labels))
+    if os.path.exists(f"{name}/model.safetensors"):
+        saved = safetensors.load_file(f"{name}/model.safetensors")
+        model.transitions.data = saved.get("transitions", model.transitions.data)
+    model.register_forward_hook(chain, with_kwargs=True)
+"""
 CHANGES = {
     "label smoothing": ("train.py", [('reduction="sum")\n', 'reduction="sum", label_smoothing=0.1)\n')]),
     "class weights": (
@@ -68,6 +90,13 @@ CHANGES = {
                 "                        from_rank_0(network.save_model, merged, tokenizer, args.output_dir)\n"
                 "                        from_rank_0(write_report",
             ),
+        ],
+    ),
+    "a CRF": (
+        "model.py",
+        [
+            ("def load(name: str | None, config", CRF + "def load(name: str | None, config"),
+            ("    return model\n\n\ndef load_model(", CHAINED + "    return model\n\n\ndef load_model("),
         ],
     ),
     "Weights & Biases": (
@@ -140,7 +169,7 @@ def unchanged(encoders, corpus, tmp_path_factory):
 
 
 def copied(folder):
-    for name in ("train.py", "model.py", "data.py", "metrics.py"):
+    for name in ("train.py", "model.py", "data.py", "metrics.py", "infer.py"):
         shutil.copy(ROOT / name, folder)
     return folder
 
@@ -173,9 +202,35 @@ def test_a_change_of_a_few_lines_trains(change, unchanged, encoders, corpus, tmp
         same = {name for name in theirs if (ours[f"bert.{name}"] == theirs[name]).all()}
         changed = {name.partition("self.")[2] for name in theirs.keys() - same}
         assert changed == {"query.weight", "value.weight"}
+    elif change == "a CRF":
+        assert weights(tmp_path / "out")["transitions"].abs().max() > 0
+        flags = ["--input_file", corpus["--validation_file"], "--evaluate", "--precision", "fp32"]
+        tagged = subprocess.run(
+            [sys.executable, "infer.py", "out", *flags], cwd=tmp_path, capture_output=True, text=True, timeout=100
+        )
+        assert f"{results['eval_f1']:.4f}" in tagged.stdout.splitlines()[-1]
+        assert f"loss {results['eval_loss']:.4f}" in tagged.stdout
     elif change == "a second metric":
         assert 0 <= results["eval_whole_sentences"] <= 1 and "eval_whole_sentences" not in before
     elif change == "Weights & Biases":
         assert printed.count("wandb") and results["train_loss"] == before["train_loss"]
     else:
         assert results["train_loss"] != before["train_loss"]
+
+
+def test_the_crf_gives_the_marginals_of_all_paths():
+    """The lines of the change, against the sum over every path of every row, padding left out."""
+    found: dict = {"torch": torch}
+    exec(CRF, found)
+    emissions, mask = torch.randn(2, 4, 3), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    model, output = SimpleNamespace(transitions=torch.randn(3, 3)), SimpleNamespace(logits=emissions)
+    found["chain"](model, (), {"input_ids": mask, "attention_mask": mask}, output)
+    for row, length in ((0, 4), (1, 2)):
+        marginals = torch.zeros(length, 3)
+        for path in itertools.product(range(3), repeat=length):
+            total = sum(emissions[row, t, tag] for t, tag in enumerate(path))
+            total += sum(model.transitions[pair] for pair in itertools.pairwise(path))
+            for t, tag in enumerate(path):
+                marginals[t, tag] += total.exp()
+        expected = (marginals / marginals.sum(-1, keepdim=True)).log()
+        torch.testing.assert_close(output.logits[row, :length], expected)
