@@ -1,6 +1,7 @@
 """What the tests share: caches of their own, three tokenizers and small encoders made here, real commands."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -203,6 +204,22 @@ def write_conll(path, sentences: list[dict], separator: str = " ") -> None:
 
 def flat(flags: dict) -> list[str]:
     return [str(part) for pair in flags.items() for part in pair]
+
+
+def lay(name: str, revision: str, files: dict, cache: str = CACHE.name) -> None:
+    """A repository in the Hub's cache as `hf download` leaves it: path -> a text, a file to copy, or a Dataset."""
+    repository, commit = Path(cache) / "hub" / name, hashlib.sha1(revision.encode()).hexdigest()
+    (repository / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / revision).write_text(commit)
+    for path, content in files.items():
+        path = repository / "snapshots" / commit / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            path.write_text(content)
+        elif isinstance(content, Path):
+            shutil.copy(content, path)
+        else:
+            content.to_parquet(path)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,6 @@
 """Reading, alignment, windows, batches."""
 
-import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 
 import datasets
@@ -12,7 +9,7 @@ import pyarrow as pa
 import pytest
 import tokenizers
 import torch
-from conftest import load, sample_words, write_conll
+from conftest import lay, load, sample_words, write_conll
 from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -335,11 +332,8 @@ def test_rows_are_views_into_the_file_over_many_chunks(guide_tokenizer, tmp_path
 
 
 def test_a_model_is_found_in_the_hubs_cache_by_its_id(encoders):
-    repository = Path(os.environ["HF_HOME"]) / "hub" / "models--bert-base-cased"
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
-    shutil.copytree(encoders["wordpiece"], repository / "snapshots" / commit)
+    files = {path.name: path for path in Path(encoders["wordpiece"]).iterdir()}
+    lay("models--bert-base-cased", "main", files)
     import model
 
     assert data.load_tokenizer("bert-base-cased").is_fast
@@ -360,18 +354,6 @@ def test_a_script_only_set_is_read_from_its_parquet_conversion(monkeypatch):
     assert asked == [("someone/set", "en", None), ("someone/set", "en", "refs/convert/parquet")]
 
 
-def lay(name: str, revision: str, files: dict[str, datasets.Dataset | str]) -> None:
-    """A set in the Hub's cache as `hf download --repo-type dataset` leaves it."""
-    repository = Path(os.environ["HF_HOME"]) / "hub" / f"datasets--{name.replace('/', '--')}"
-    commit = hashlib.sha1(revision.encode()).hexdigest()
-    (repository / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
-    (repository / "refs" / revision).write_text(commit)
-    for path, content in files.items():
-        path = repository / "snapshots" / commit / path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content) if isinstance(content, str) else content.to_parquet(path)
-
-
 def test_the_well_known_sets_are_read_offline_from_the_hubs_cache(encoders):
     """By their short names, in the layouts they have on the Hub: one copy, and one conversion of a script-only set."""
     names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -381,10 +363,10 @@ def test_the_well_known_sets_are_read_offline_from_the_hubs_cache(encoders):
     plain = datasets.Dataset.from_dict(rows)  # the ids' names are in dataset_infos.json alone
     infos = {"conll2003": {"features": features.to_dict()}}
     parts = {f"data/{split}-00000-of-00001.parquet": plain for split in ("train", "validation", "test")}
-    lay("lhoestq/conll2003", "main", parts | {"dataset_infos.json": json.dumps(infos)})
+    lay("datasets--lhoestq--conll2003", "main", parts | {"dataset_infos.json": json.dumps(infos)})
     named = datasets.Dataset.from_dict(rows, features)
     parts = {f"default/{split}/0000.parquet": named for split in ("train", "validation", "test")}
-    lay("leondz/wnut_17", "refs/convert/parquet", parts)
+    lay("datasets--leondz--wnut_17", "refs/convert/parquet", parts)
     for name in ("conll2003", "wnut_17"):
         splits, labels = load(encoders["wordpiece"], dataset_name=name)
         assert set(splits) == {"train", "validation", "test"} and splits["train"].scheme == "IOB2"
