@@ -13,14 +13,17 @@ python data.py                                 # looks at the data before traini
 python data.py --train_file export.jsonl --validation_split 0.1 --model_name_or_path bert-base-cased
 """
 
+import concurrent.futures
 import contextlib
 import csv
+import ctypes
 import dataclasses
 import functools
 import hashlib
 import importlib.util
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -456,10 +459,13 @@ def _place(where: str, lines: list[int], row: int, word: int = 0) -> str:
     return f"{where}:{lines[min(word, len(lines) - 1)]}" if lines else f"{where}: row {row + 1}"
 
 
-def sentences(records, where: str, names: tuple[str, ...] | None, args):
-    """Records -> {"tokens", "tags", "lines", "notes"} a sentence, tags by name. ValueError says which line is wrong."""
+def sentences(records, where: str, names: tuple[str, ...] | None, args, start: int = 0):
+    """Records -> {"tokens", "tags", "lines", "notes"} a sentence, tags by name. ValueError says which line is wrong.
+
+    start: the first one's number in its source.
+    """
     empty = True
-    for row, (lines, record) in enumerate(records()):
+    for row, (lines, record) in enumerate(records(), start):
         word = 0
         try:
             words, tags, notes = words_and_tags(record, args)
@@ -488,19 +494,25 @@ FEATURES = Features(
 )
 
 
+def label_names(features: Features | None, args) -> tuple[str, ...] | None:
+    """The names of ids in the column of tags, where the source has some."""
+    if not features:
+        return None
+    kind = features.get(_pick(features, "--label_column_name", label_columns(args)))
+    names = getattr(getattr(kind, "feature", None), "names", None)
+    return names and tuple(names)  # datasets takes a list among a generator's arguments for shards, and would cut it up
+
+
 def read_source(
-    records, where: str, features: Features | None, content: str, args
+    where: str, records, features: Features | None, content: str, size: int, args
 ) -> tuple[Dataset, tuple[str, ...] | None]:
     """A reader's records -> sentences, memory-mapped, and the label names by id where the source has some.
 
     content: a sum of what is read. It names the cache, not the file's time: an edited file is never answered from it.
     """
-    names = None
     try:
-        if features and (kind := features.get(_pick(features, "--label_column_name", label_columns(args)))):
-            names = getattr(getattr(kind, "feature", None), "names", None)
+        names = label_names(features, args)
         columns = args.text_column_name, args.label_column_name, args.task_name, args.widen_spans
-        names = names and tuple(names)  # datasets takes a list among the arguments for shards, and would cut it up
         arguments = {"records": records, "where": where, "names": names, "args": args}
         fingerprint = Hasher.hash((content, where, names, columns, _source()))
         dataset = Dataset.from_generator(sentences, FEATURES, gen_kwargs=arguments, fingerprint=fingerprint)
@@ -510,23 +522,33 @@ def read_source(
     return dataset, names
 
 
-def read_file(path: str, args) -> tuple[Dataset, tuple[str, ...] | None]:
-    """One file of any format -> its sentences, and the label names by id if it is Parquet that has them."""
+def open_file(path: str, args) -> tuple:
+    """One file of any format -> a function that yields its records, its columns' types if it is Parquet, a sum of its
+    content, and its lines (of Parquet: rows)."""
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file")
     if os.path.isdir(path):
         raise ValueError(f"{path}: is a folder (one written by save_to_disk goes to --dataset_name)")
     if os.path.getsize(path) == 0:
         raise ValueError(f"{path}: is empty")
+    content, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            content.update(block)
+            size += block.count(b"\n")
     reader, features = choose_reader(path, args), None
     if reader is read_parquet:
         try:
-            features = Features.from_arrow_schema(pyarrow.parquet.read_schema(path))
+            parquet = pyarrow.parquet.ParquetFile(path)
+            features, size = Features.from_arrow_schema(parquet.schema_arrow), parquet.metadata.num_rows
         except pa.ArrowException as error:
             raise ValueError(f"{path}: cannot be read: {error}") from None
-    return read_source(functools.partial(reader, path), path, features, content, args)
+    return functools.partial(reader, path), features, content.hexdigest(), size
+
+
+def read_file(path: str, args) -> tuple[Dataset, tuple[str, ...] | None]:
+    """One file of any format -> its sentences, and the label names by id if it is Parquet that has them."""
+    return read_source(path, *open_file(path, args), args)
 
 
 def read_named(name: str, config: str | None) -> dict[str, Dataset]:
@@ -637,8 +659,9 @@ def surfaces(sentences: Dataset, spans: np.ndarray) -> list[str]:
     return [" ".join(words[end - length : end]) for length, end in zip(lengths, np.cumsum(lengths))]
 
 
-def tag_scheme(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> tuple[str | None, np.ndarray]:
+def tag_scheme(tags: np.ndarray, lengths: np.ndarray, labels: list[str], iob1: bool | None = None) -> tuple:
     """tags [W] of sentences [S] -> IOB1, IOB2, BIOES, BILOU (None: plain tags), and the words that break it, ascending.
+    iob1: whether it can only be, or cannot be, IOB1.
 
     IOB1 begins an entity with I-, and with B- only right behind one of the same type; IOB2 always with B-. BIOES and
     BILOU also mark an entity's last word (E-, L-) and its only one (S-, U-).
@@ -653,7 +676,7 @@ def tag_scheme(tags: np.ndarray, lengths: np.ndarray, labels: list[str]) -> tupl
         goes_on = (prefix != b"O") & ~begins
         illegal |= np.isin(prefix, [b"B", b"I"]) & ~np.append(goes_on[1:], False)  # never ended
         return "BILOU" if used & {b"L", b"U"} else "BIOES", np.flatnonzero(illegal)
-    if illegal.any() and (same & (before != b"O"))[prefix == b"B"].all():
+    if illegal.any() and ((same & (before != b"O"))[prefix == b"B"].all() if iob1 is None else iob1):
         return "IOB1", np.empty(0, int)
     return "IOB2", np.flatnonzero(illegal)
 
@@ -734,22 +757,31 @@ def _encoding(sentences: list[list[str]], tokenizer):
     return tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, verbose=False), ahead
 
 
+@functools.lru_cache(maxsize=4)
+def _subwords(tokenizer) -> dict[str, tuple[int, ...]]:
+    """What encode() has made of words so far; only the words of a text that are new need the tokenizer."""
+    return {}
+
+
 def encode(sentences: list[list[str]], tokenizer) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Words -> for every sentence input_ids [T] and word_ids [T], without special tokens, and the words that vanished.
 
-    Every word has at least one subword: one that the tokenizer drops (a lone U+FE0F, say) gets the unknown token.
+    A tokenizer that is given words reads each by itself. Every word has at least one subword: one that the tokenizer
+    drops (a lone U+FE0F, say) gets the unknown token.
     """
-    encoding, _ = _encoding(sentences, tokenizer)
+    known = _subwords(tokenizer)
+    if len(known) > 2**18:  # some 100 MB
+        known.clear()
+    if new := list(set(itertools.chain.from_iterable(sentences)) - known.keys()):
+        known.update(zip(new, map(tuple, _encoding([[word] for word in new], tokenizer)[0]["input_ids"])))
     unknown = next((i for i in (tokenizer.unk_token_id, tokenizer.pad_token_id) if i is not None), 0)
     encoded = []
-    for i, words in enumerate(sentences):
-        input_ids = np.asarray(encoding["input_ids"][i], np.int32)
-        word_ids = np.asarray(found := encoding.word_ids(i), np.int32)
-        vanished = np.empty(0, np.int32)
-        if len(set(found)) < len(words):
-            vanished = np.setdiff1d(np.arange(len(words), dtype=np.int32), word_ids)
-            at = np.searchsorted(word_ids, vanished)
-            input_ids, word_ids = np.insert(input_ids, at, unknown), np.insert(word_ids, at, vanished)
+    for words in sentences:
+        pieces = [known[word] for word in words]
+        vanished = np.array([i for i, piece in enumerate(pieces) if not piece], np.int32)
+        pieces = [piece or (unknown,) for piece in pieces] if len(vanished) else pieces
+        input_ids = np.fromiter(itertools.chain.from_iterable(pieces), np.int32)
+        word_ids = np.repeat(np.arange(len(words), dtype=np.int32), [len(piece) for piece in pieces])
         encoded.append((input_ids, word_ids, vanished))
     return encoded
 
@@ -779,10 +811,10 @@ def windows(word_ids: np.ndarray, size: int, stride: int) -> list[tuple[int, int
     [first, last). Each word is labelled by one window, in the overlap by the one where it has more context. A word
     of more than `size` subwords keeps its first ones.
     """
+    if len(word_ids) <= size:
+        return [(0, len(word_ids), 0, int(word_ids[-1]) + 1)] if len(word_ids) else []
     starts = np.append(np.flatnonzero(np.diff(word_ids, prepend=-1)), len(word_ids))  # [words + 1]
     words, stride = len(starts) - 1, min(stride, size // 2)
-    if len(word_ids) <= size:
-        return [(0, len(word_ids), 0, words)] if words else []
     spans, begin = [], 0
     while begin < words:
         end = max(begin + 1, int(np.searchsorted(starts, starts[begin] + size, side="right")) - 1)
@@ -830,13 +862,14 @@ def align(word_ids: np.ndarray, tags: np.ndarray, continuation: np.ndarray | Non
 
     The tag on each word's first subword; -100 on the others, or with --label_all_tokens the tag's continuation.
     """
-    first = np.diff(word_ids, prepend=-1) != 0
+    first = np.ones(len(word_ids), bool)
+    first[1:] = word_ids[1:] != word_ids[:-1]
     labels = np.where(first, tags[word_ids], -100 if continuation is None else continuation[tags[word_ids]])
     return np.where(word_ids < 0, -100, labels)
 
 
 def tokenize(
-    dataset: Dataset, tags: np.ndarray, lengths: np.ndarray, tokenizer, size: int, stride: int, continuation=None
+    dataset: Dataset, tags: np.ndarray, lengths: np.ndarray, tokenizer, size, stride, continuation=None, cached=True
 ) -> Dataset:
     """Sentences -> rows {"input_ids", "labels", "num_labels"}, one a window, cached on disk and memory-mapped.
 
@@ -855,7 +888,8 @@ def tokenize(
         input_ids, labels, facts = [], [], []
         for i, (subwords, word_ids, vanished) in zip(indices, encode(batch["tokens"], tokenizer)):
             too_long = np.count_nonzero(np.bincount(word_ids) > room) if len(word_ids) > room else 0
-            fact = len(subwords), len(np.unique(word_ids[subwords == unknown])), vanished + offsets[i], too_long
+            unknown_words = len(set(word_ids[subwords == unknown].tolist()))
+            fact = len(subwords), unknown_words, vanished + offsets[i], too_long
             for window, owned in cut(subwords, word_ids, special, size, stride):
                 input_ids.append(window)
                 labels.append(align(owned, tags[offsets[i] : offsets[i + 1]], continuation))
@@ -871,14 +905,9 @@ def tokenize(
         )
 
     key = (dataset._fingerprint, tokenizer.backend_tokenizer.to_str(), tags, size, stride, continuation, _source())
-    return dataset.map(
-        rows,
-        batched=True,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        **_cached(Hasher.hash(key)),
-        desc="tokenizing",
-    )
+    where = _cached(Hasher.hash(key)) if cached else {"new_fingerprint": "none", "keep_in_memory": True}
+    names = dataset.column_names
+    return dataset.map(rows, batched=True, with_indices=True, remove_columns=names, **where, desc="tokenizing")
 
 
 def _list_array(rows: list[np.ndarray]) -> pa.ListArray:
@@ -892,18 +921,20 @@ def _list_array(rows: list[np.ndarray]) -> pa.ListArray:
 
 
 class Rows(torch.utils.data.Dataset):
-    """Tokenized rows as numpy views into the memory-mapped Arrow file: (input_ids [L], labels [L]) int32."""
+    """Tokenized rows as numpy views into memory-mapped Arrow files: (input_ids [L], labels [L]) int32.
 
-    def __init__(self, dataset: Dataset):
-        table = dataset.with_format("arrow")[:]
-        columns = [table["input_ids"].chunks, table["labels"].chunks]
-        self.chunks = [[(c.values.to_numpy(), c.offsets.to_numpy()) for c in pair] for pair in zip(*columns)]
-        self.first_row = np.cumsum([0, *map(len, columns[0])])
-        self.lengths = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
-        self.num_labels = table["num_labels"].to_numpy().astype(np.int64)
-        self.subwords, self.unknown, self.cut = (table[name].to_numpy() for name in ("subwords", "unknown", "cut"))
-        self.vanished = pc.list_flatten(table["vanished"]).to_numpy()
-        self.first_word = np.cumsum(self.num_labels) - self.num_labels
+    Each table may have label ids of its own; relabel says what they are here: a table -> [its ids].
+    """
+
+    def __init__(self, tables: list[pa.Table], relabel: list[np.ndarray] | None = None):
+        self.table, self.relabel = pa.concat_tables(tables), relabel
+        self.chunks, self.table_of = [], []
+        for number, table in enumerate(tables):
+            for pair in zip(table["input_ids"].chunks, table["labels"].chunks):
+                self.chunks.append([(column.values.to_numpy(), column.offsets.to_numpy()) for column in pair])
+                self.table_of.append(number)
+        sizes = [np.diff(offsets) for (_, offsets), _ in self.chunks]
+        self.first_row, self.lengths = np.cumsum([0, *map(len, sizes)]), np.concatenate(sizes)  # int32
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -911,11 +942,17 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, row: int) -> tuple[np.ndarray, ...]:
         chunk = np.searchsorted(self.first_row, row, side="right") - 1
         row -= self.first_row[chunk]
-        return tuple(values[offsets[row] : offsets[row + 1]] for values, offsets in self.chunks[chunk])
+        input_ids, labels = (values[offsets[row] : offsets[row + 1]] for values, offsets in self.chunks[chunk])
+        if self.relabel:
+            labels = np.where(labels < 0, labels, self.relabel[self.table_of[chunk]].take(labels, mode="clip"))
+        return input_ids, labels
 
-    def vocabulary(self) -> np.ndarray:
-        """[U] the subword ids that occur."""
-        return np.unique(np.concatenate([np.unique(input_ids) for (input_ids, _), _ in self.chunks]))
+    num_labels = functools.cached_property(lambda self: self.table["num_labels"].to_numpy())
+    subwords = functools.cached_property(lambda self: self.table["subwords"].to_numpy())
+    unknown = functools.cached_property(lambda self: self.table["unknown"].to_numpy())
+    cut = functools.cached_property(lambda self: self.table["cut"].to_numpy())
+    vanished = functools.cached_property(lambda self: pc.list_flatten(self.table["vanished"]).to_numpy())
+    first_word = functools.cached_property(lambda self: np.cumsum(self.num_labels) - self.num_labels)
 
     def windows(self) -> np.ndarray:
         """[S] the windows of each sentence (those without a word have none, and are not counted)."""
@@ -923,7 +960,10 @@ class Rows(torch.utils.data.Dataset):
 
     def words(self, rows: np.ndarray) -> np.ndarray:
         """Rows -> the position in the file of each word they label, in their order."""
-        return np.concatenate([np.arange(n) + first for n, first in zip(self.num_labels[rows], self.first_word[rows])])
+        return np.concatenate(
+            [np.arange(n) + first for n, first in zip(self.num_labels[rows], self.first_word[rows])]
+            or [np.empty(0, int)]
+        )
 
     def fingerprint(self, labels: list[str]) -> str:
         """Sum of everything training sees: subwords, label ids and what they are called."""
@@ -973,26 +1013,52 @@ def collate_end_to_end(
     return batch | {"sentences": layout(lengths)}
 
 
-def global_batches(lengths: np.ndarray, size: int, seed: int, epoch: int, group_by_length: bool) -> list[np.ndarray]:
-    """The rows of each optimizer step of an epoch, [size] each (the last one shorter): random, or of like length.
+IN_MEMORY = 2**18  # rows of which a whole permutation is drawn; of more, each position's row is computed
+
+
+def shuffled(positions: np.ndarray, number: int, keys: np.ndarray) -> np.ndarray:
+    """positions -> what stands there in a random order of range(number), computed one by one: a Feistel network over
+    the next power of 2, walked until it is inside (Black and Rogaway, 2002). keys: uint64, one a round."""
+    low = np.uint64(max(2, (number - 1).bit_length()) // 2)
+    masks = np.uint64(2) ** low - 1, np.uint64(2) ** np.uint64(max(2, (number - 1).bit_length()) - low) - 1
+    found, outside = positions.astype(np.uint64), np.ones(len(positions), bool)
+    while outside.any():
+        halves = [found[outside] & masks[0], found[outside] >> low]
+        for i, key in enumerate(keys):
+            mixed = (halves[1 - i % 2] + key) * np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ mixed >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)
+            halves[i % 2] ^= (mixed >> np.uint64(32)) & masks[i % 2]
+        found[outside] = halves[0] | halves[1] << low
+        outside = found >= number
+    return found.astype(np.int64)
+
+
+def global_batches(lengths: np.ndarray, size: int, seed: int, epoch: int, group_by_length: bool, first: int = 0):
+    """Yields the rows of each optimizer step of an epoch from the step `first` on, [size] each (the last one fewer):
+    random, or of like length.
 
     Depends on nothing but its arguments: not on ranks, accumulation or what ran before.
     """
-    random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(lengths))
-    if group_by_length:  # sorted inside random pools of 50 batches, then the batches shuffled
-        pools = np.split(order, range(50 * size, len(order), 50 * size))
-        order = np.concatenate([pool[np.argsort(-lengths[pool], kind="stable")] for pool in pools])
-    batches = np.split(order, range(size, len(order), size))
-    if group_by_length:
-        batches = [batches[i] for i in random.permutation(len(batches))]
-    return batches
+    random, number = np.random.default_rng([seed, epoch]), -(-len(lengths) // size)
+    if len(lengths) <= IN_MEMORY:
+        order, batches = (random.permutation(n).__getitem__ for n in (len(lengths), number))
+    else:
+        keys = random.integers(2**63, size=(2, 8), dtype=np.uint64)
+        order, batches = (functools.partial(shuffled, number=n, keys=k) for n, k in zip((len(lengths), number), keys))
+    for step in range(first, number):
+        if not group_by_length:
+            yield order(np.arange(step * size, min((step + 1) * size, len(lengths))))
+        else:  # sorted inside random pools of 50 batches, then the batches shuffled
+            pool, batch = divmod(int(batches(np.array([step]))[0]), 50)
+            rows = order(np.arange(pool * 50 * size, min((pool + 1) * 50 * size, len(lengths))))
+            yield rows[np.argsort(-lengths[rows], kind="stable")][batch * size : (batch + 1) * size]
 
 
-def micro_batches(batches: list[np.ndarray], accumulation: int, rank: int, world_size: int) -> list[list[int]]:
-    """This rank's share of the global batches: `accumulation` lists of rows for each, some empty in a short one."""
-    shares = [np.array_split(batch, accumulation * world_size) for batch in batches]
-    return [share.tolist() for parts in shares for share in parts[rank::world_size]]
+def micro_batches(batches, accumulation: int, rank: int, world_size: int):
+    """Global batches -> yields this rank's share of each: `accumulation` lists of rows, some empty in a short one."""
+    for batch in batches:
+        for part in np.array_split(batch, accumulation * world_size)[rank::world_size]:
+            yield part.tolist()
 
 
 def eval_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
@@ -1013,6 +1079,18 @@ def eval_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
 # Everything above, for the command line's flags
 
 
+class Finding(NamedTuple):
+    """Something worth saying of a split: how many, what, and the first of them."""
+
+    number: int
+    what: str
+    shown: list[str]
+
+    def __str__(self) -> str:
+        first = f": {'; '.join(self.shown[:3])}{'; ...' if self.number > 3 else ''}" if self.shown else ""
+        return f"{self.number:,} {self.what}{first}"
+
+
 class Split(NamedTuple):
     """One split, ready to train or to score on."""
 
@@ -1022,9 +1100,18 @@ class Split(NamedTuple):
     lengths: np.ndarray  # [S] words of every sentence
     scheme: str | None  # of its tags; None: plain ones
     illegal: np.ndarray  # the words whose tags break it
-    notes: list[str]  # what was done to them
+    notes: list[Finding]  # what was done to them
     rows: Rows  # windows of subwords
     fingerprint: str  # of what training sees
+
+    num_sentences = property(lambda self: len(self.lengths))
+    num_words = property(lambda self: len(self.tags))
+    num_unknown = property(lambda self: int(self.rows.unknown.sum()))  # words with a subword that is
+    used = property(lambda self: np.unique(self.tags))  # label ids, ascending
+
+    def vocabulary(self) -> np.ndarray:
+        """[U] the subword ids that occur."""
+        return np.unique(np.concatenate([np.unique(input_ids) for (input_ids, _), _ in self.rows.chunks]))
 
     def place(self, position: int) -> tuple[str, str]:
         """A word of the file -> where it stands, and the word."""
@@ -1059,21 +1146,27 @@ class Split(NamedTuple):
         return _place(self.where, self.sentences[sentence]["lines"], sentence)
 
 
-def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
-    """The data flags -> {split: (its name in messages, its sentences)}, and the label names by id."""
+def sources(args) -> dict:
+    """The data flags -> {split: (its name in messages, a function that opens it)}; what it gives: see open_file."""
     files = {split: getattr(args, f"{split}_file") for split in SPLITS}
     if args.dataset_name and any(files.values()):
         raise ValueError("--dataset_name and --train_file, --validation_file, --test_file exclude each other")
-    if args.dataset_name:
-        found = {}
-        for split, dataset in read_named(args.dataset_name, args.dataset_config_name).items():
-            if (split := {"dev": "validation", "valid": "validation"}.get(split, split)) in SPLITS:
-                where, records = f"{args.dataset_name} ({split})", functools.partial(read_dataset, dataset)
-                found[split] = where, *read_source(records, where, dataset.features, dataset._fingerprint, args)
-    else:
+    if not args.dataset_name:
         if not any(files.values()):
             files = {split: os.path.relpath(Path(__file__).parent / "samples" / f"{split}.conll") for split in SPLITS}
-        found = {split: (path, *read_file(path, args)) for split, path in files.items() if path}
+        return {split: (path, functools.partial(open_file, path, args)) for split, path in files.items() if path}
+    found = {}
+    for split, dataset in read_named(args.dataset_name, args.dataset_config_name).items():
+        if (split := {"dev": "validation", "valid": "validation"}.get(split, split)) in SPLITS:
+            records = functools.partial(read_dataset, dataset)
+            opened = records, dataset.features, dataset._fingerprint, len(dataset)
+            found[split] = f"{args.dataset_name} ({split})", lambda opened=opened: opened
+    return found
+
+
+def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
+    """The data flags -> {split: (its name in messages, its sentences)}, and the label names by id."""
+    found = {split: (where, *read_source(where, *opened(), args)) for split, (where, opened) in sources(args).items()}
     if "train" not in found:
         raise ValueError("nothing to train on: " + (args.dataset_name or "--train_file is missing"))
     names = next((names for _, _, names in found.values() if names), None)  # of columns that are ids
@@ -1112,23 +1205,27 @@ def split_off(dataset: Dataset, share: float, seed: int) -> list[Dataset]:
     return [dataset.select(rows).flatten_indices(**_cached(key)) for rows, key in zip(parts, keys)]
 
 
-def make_split(where: str, dataset: Dataset, labels: list[str], tokenizer, stride: int, everywhere=False) -> Split:
-    """Sentences -> windows of tokenizer.model_max_length. everywhere: --label_all_tokens."""
+def make_split(
+    where: str, dataset: Dataset, labels: list[str], tokenizer, stride: int, everywhere=False, iob1=None, cached=True
+) -> Split:
+    """Sentences -> windows of tokenizer.model_max_length. everywhere: --label_all_tokens; iob1: see tag_scheme."""
     lengths = pc.list_value_length(_column(dataset, "tokens")).to_numpy().astype(np.int64)
     words = pc.list_flatten(_column(dataset, "tags"))
     tags = pc.index_in(words, value_set=pa.array(labels)).to_numpy().astype(np.int64)
     notes = _notes_of_reader(where, dataset)
-    scheme, illegal = tag_scheme(tags, lengths, labels)
+    scheme, illegal = tag_scheme(tags, lengths, labels, iob1)
     if scheme == "IOB1":
-        scheme, tags = "IOB2", iob1_to_iob2(tags, lengths, labels)
-        notes.append("IOB1 tags, read as IOB2")
+        scheme, before, tags = "IOB2", tags, iob1_to_iob2(tags, lengths, labels)
+        notes.append(Finding(int((before != tags).sum()), "tags of IOB1, read as IOB2", []))
     continuation = continuation_ids(labels) if everywhere else None
-    rows = Rows(tokenize(dataset, tags, lengths, tokenizer, tokenizer.model_max_length, stride, continuation))
+    size = tokenizer.model_max_length
+    rows = tokenize(dataset, tags, lengths, tokenizer, size, stride, continuation, cached)
+    rows = Rows([rows.with_format("arrow")[:]])
     assert everywhere or rows.num_labels.sum() == len(tags), (where, rows.num_labels.sum(), len(tags))
     return Split(where, dataset, tags, lengths, scheme, illegal, notes, rows, rows.fingerprint(labels))
 
 
-def load_splits(args, tokenizer) -> tuple[dict[str, Split], list[str]]:
+def load_splits(args, tokenizer) -> tuple[dict, list[str]]:
     """The data flags -> the splits, tokenized to windows of tokenizer.model_max_length, and the label names by id.
 
     The first process of a machine tokenizes while the others wait at a file lock, not in a collective that could
@@ -1137,8 +1234,11 @@ def load_splits(args, tokenizer) -> tuple[dict[str, Split], list[str]]:
     os.makedirs(datasets.config.HF_DATASETS_CACHE, exist_ok=True)
     sources = Hasher.hash([getattr(args, f"{split}_file") for split in SPLITS] + [args.dataset_name])
     with FileLock(os.path.join(datasets.config.HF_DATASETS_CACHE, f"nanotagger-{sources}.lock")):
-        found, labels = read_splits(args)
-        splits = {}
+        if args.dataset_name and os.path.exists(os.path.join(args.dataset_name, "settings.json")):
+            train, found, labels = read_prepared(args.dataset_name, args, tokenizer)
+            splits: dict = {"train": train}
+        else:
+            splits, (found, labels) = {}, read_splits(args)
         for split, (where, dataset) in found.items():
             everywhere = args.label_all_tokens and split == "train"
             splits[split] = make_split(where, dataset, labels, tokenizer, args.stride, everywhere)
@@ -1146,44 +1246,264 @@ def load_splits(args, tokenizer) -> tuple[dict[str, Split], list[str]]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Corpora too big for memory: `python data.py ... --prepare DIR` writes the training split's rows to DIR/train in
+# shards, an Arrow file each and, renamed last, JSON of what it holds; DIR/prepared.json says that all are there. Other
+# splits are kept as they were read. `--dataset_name DIR` trains on it, on rows mapped from disk.
+
+SHARD = 50_000  # sentences
+
+
+class Prepared(NamedTuple):
+    """A prepared training split: what training asks of a Split, without its sentences."""
+
+    where: str
+    scheme: str | None
+    findings: list[Finding]
+    rows: Rows
+    fingerprint: str
+    num_sentences: int
+    num_words: int
+    num_unknown: int
+    used: np.ndarray  # label ids, ascending
+    subwords: list[int]  # those that occur
+
+    def vocabulary(self) -> np.ndarray:
+        return np.array(self.subwords)
+
+    def entities(self, labels: list[str]) -> None:
+        """Which ones are gold is not kept."""
+
+    def row_place(self, row: int) -> str:
+        place = self.rows.table["place"][row].as_py()
+        return f"{self.where}:{place}" if place > 0 else f"{self.where}: row {1 - place}"
+
+
+def _settings(content: str, args, tokenizer) -> dict:
+    """What a prepared split depends on; what of it is said in training too comes first."""
+    of_training = {
+        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "--max_seq_length": tokenizer.model_max_length,
+        "--stride": args.stride,
+        "--label_all_tokens": args.label_all_tokens,
+    }
+    columns = ("text_column_name", "label_column_name", "task_name", "widen_spans")
+    return of_training | {"data": content} | {f"--{name}": getattr(args, name) for name in columns}
+
+
+def _write(path: str, text: str) -> None:
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".new", path)
+
+
+def _read(path: str) -> dict:
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def write_shard(path: str, records: list, start: int, where: str, names, args, tokenizer, iob1: bool | None) -> dict:
+    """Records, the first of which is number `start` of the source -> path.arrow, path.json; what the latter says."""
+    read = list(sentences(lambda: records, where, names, args, start))
+    labels = label_list({tag for sentence in read for tag in sentence["tags"]}, names)
+    columns = {name: [sentence[name] for sentence in read] for name in FEATURES}
+    dataset = Dataset(pa.table(columns, FEATURES.arrow_schema))
+    split = make_split(where, dataset, labels, tokenizer, args.stride, args.label_all_tokens, iob1, cached=False)
+    first_lines = [s["lines"][0] if s["lines"] else -i for i, s in enumerate(read, start) if s["tokens"]]
+    table = split.rows.table.select(["input_ids", "labels", "num_labels"])
+    table = table.append_column("place", pa.array(np.repeat(np.array(first_lines, np.int64), split.rows.windows())))
+    with pa.OSFile(path + ".new", "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    found = findings(split, labels, tokenizer.model_max_length)
+    facts = {
+        "labels": labels,
+        "used": [labels[i] for i in split.used],
+        "scheme": split.scheme,
+        "iob1": any("IOB1" in finding.what for finding in split.notes),
+        "sentences": split.num_sentences,
+        "words": split.num_words,
+        "unknown": split.num_unknown,
+        "subwords": split.vocabulary().tolist(),
+        "findings": found,
+        "fingerprint": split.fingerprint,
+    }
+    os.replace(path + ".new", path + ".arrow")
+    _write(path + ".json", json.dumps(facts))
+    return facts
+
+
+def _begin_worker() -> None:
+    """One shard, one core; and no worker outlives a parent that was killed (Linux's PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    torch.set_num_threads(1)
+    quiet(progress=False)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def write_prepared(args, log=print) -> None:
+    """The data flags -> args.prepare. Goes on where it was; ValueError if another corpus or other flags are there."""
+    folder, (_, tokenizer) = args.prepare, load_encoder(args)
+    if args.validation_split:
+        raise ValueError("--prepare: --validation_split would need all sentences at once; give --validation_file")
+    evaluated, train = {}, None
+    for split, (where, opened) in sources(args).items():
+        if split == "train":
+            train = where, *opened()
+        else:
+            evaluated[split] = where, *read_source(where, *opened(), args)
+    if not train:
+        raise ValueError("nothing to train on: " + (args.dataset_name or "--train_file is missing"))
+    where, records, features, content, size = train
+    names, settings = label_names(features, args), _settings(content, args, tokenizer)
+    path, shards = os.path.join(folder, "settings.json"), os.path.join(folder, "train")
+    if os.path.exists(path):
+        before = _read(path)
+        if other := [name for name in settings if before.get(name) != settings[name]]:
+            raise ValueError(f"{folder}: prepared with another {other[0]}; choose another folder, or remove it")
+    elif os.path.isdir(folder) and os.listdir(folder):
+        raise ValueError(f"{folder}: is not empty; choose another --prepare")
+    os.makedirs(shards, exist_ok=True)
+    _write(path, json.dumps(settings, indent=2))
+
+    facts = _write_shards(shards, records, size, where, names, args, tokenizer, log)
+    if not sum(fact["words"] for fact in facts):
+        raise ValueError(f"{where}: no sentences")
+    tags = {tag for fact in facts for tag in fact["labels"]}
+    for split, (_, dataset, _) in evaluated.items():
+        tags.update(used_tags(dataset))
+        dataset.save_to_disk(os.path.join(folder, split))
+    labels, schemes = label_list(tags, names), {fact["scheme"] for fact in facts}
+    scheme = None if None in schemes else max(schemes, key=["IOB2", "BIOES", "BILOU"].index)
+    said = {}
+    for fact in facts:
+        for number, what, shown in fact["findings"]:
+            before = said.get(what, Finding(0, what, []))
+            said[what] = Finding(before.number + number, what, (before.shown + shown)[:3])
+    everything = {
+        "where": where,
+        "scheme": scheme,
+        "findings": list(said.values()),
+        "fingerprint": Hasher.hash([labels, [(fact["labels"], fact["fingerprint"]) for fact in facts]]),
+        "num_sentences": sum(fact["sentences"] for fact in facts),
+        "num_words": sum(fact["words"] for fact in facts),
+        "num_unknown": sum(fact["unknown"] for fact in facts),
+        "used": sorted({labels.index(label) for fact in facts for label in fact["used"]}),
+        "subwords": sorted({i for fact in facts for i in fact["subwords"]}),
+    }
+    shown = {split: where for split, (where, _, _) in evaluated.items()}
+    everything = {
+        "labels": labels,
+        "shards": [fact["labels"] for fact in facts],
+        "evaluated": shown,
+        "train": everything,
+    }
+    _write(os.path.join(folder, "prepared.json"), json.dumps(everything))
+
+
+def _write_shards(folder: str, records, size: int, where: str, names, args, tokenizer, log) -> list[dict]:
+    """Reads here, does the rest in as many processes as there are cores -> what each shard says of itself."""
+    facts, pending, iob1, start, written = {}, {}, None, time.perf_counter(), 0
+    workers = len(os.sched_getaffinity(0))
+
+    def settle(futures, at: int) -> None:
+        nonlocal written
+        for future in futures:
+            number = pending.pop(future)
+            facts[number] = future.result()
+            written += facts[number]["sentences"]
+            rate, passed = written / (time.perf_counter() - start), at / size  # of the source's lines
+            done = sum(fact["sentences"] for fact in facts.values())
+            left = done * (1 - passed) / passed / rate / 60
+            log(f"{done:,} sentences | {passed:.0%} | {rate:,.0f} sentences/s | {left:,.1f} min left")
+
+    context = multiprocessing.get_context("fork")
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _begin_worker) as pool:
+        source = enumerate(records(), 1)
+        for number in itertools.count():
+            chunk = list(itertools.islice(source, SHARD))
+            if not chunk:
+                break
+            at = max(chunk[-1][1][0], default=chunk[-1][0])  # its last line, or where there is none, row
+            path = os.path.join(folder, f"{number:06}")
+            if os.path.exists(path + ".json"):
+                facts[number] = _read(path + ".json")
+            else:
+                chunk = [record for _, record in chunk]
+                future = pool.submit(write_shard, path, chunk, number * SHARD, where, names, args, tokenizer, iob1)
+                pending[future] = number
+                if number == 0 or len(pending) > workers:
+                    settle(concurrent.futures.wait(pending, return_when="FIRST_COMPLETED").done, at)
+            if number == 0:
+                iob1 = facts[0]["iob1"]
+        settle(concurrent.futures.as_completed(list(pending)), size)
+    return [facts[number] for number in sorted(facts)]
+
+
+def read_prepared(folder: str, args, tokenizer) -> tuple[Prepared, dict[str, tuple[str, Dataset]], list[str]]:
+    """-> the training split, mapped from disk, the other splits' sentences, and the label names by id."""
+    before, now = _read(os.path.join(folder, "settings.json")), _settings("", args, tokenizer)
+    for name in ("tokenizer", "--max_seq_length", "--stride", "--label_all_tokens"):
+        if before[name] != now[name]:
+            raise ValueError(f"{folder}: prepared with another {name}; use that one, or prepare another folder")
+    if not os.path.exists(path := os.path.join(folder, "prepared.json")):
+        raise ValueError(f"{folder}: not prepared to its end; the command with --prepare goes on where it was")
+    said = _read(path)
+    paths = [os.path.join(folder, "train", f"{number:06}.arrow") for number in range(len(said["shards"]))]
+    tables = [pa.ipc.open_stream(pa.memory_map(path)).read_all() for path in paths]
+    labels, train = said["labels"], said["train"]
+    relabel = [np.array([labels.index(label) for label in names], np.int32) for names in said["shards"]]
+    train["findings"] = [Finding(*finding) for finding in train["findings"]]
+    train |= {"rows": Rows(tables, relabel), "used": np.array(train["used"])}
+    found = {
+        split: (where, Dataset.load_from_disk(os.path.join(folder, split)))
+        for split, where in said["evaluated"].items()
+    }
+    return Prepared(**train), found, labels
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # A look at the data before training: `python data.py` prints all of it, train.py what there is to say
 
 
-def _first_three(number: int, what: str, shown) -> str:
-    return f"{number:,} {what}: {'; '.join(itertools.islice(shown, 3))}{'; ...' if number > 3 else ''}"
+def findings(split: Split, labels: list[str], size: int) -> list[Finding]:
+    """What is worth saying of a split whatever the others hold."""
+    rows, found = split.rows, split.notes.copy()
+
+    def note(number: int, what: str, shown=()):
+        found.append(Finding(int(number), what, list(itertools.islice(shown, 3))))
+
+    illegal = (_transition(split, position, labels) for position in split.illegal)
+    note(len(split.illegal), f"tags break {split.scheme} and are kept", illegal)
+    vanished = ("{} {!a}".format(*split.place(position)) for position in rows.vanished)
+    note(len(rows.vanished), "words vanish in this tokenizer and become its unknown token", vanished)
+    note(np.count_nonzero(rows.windows() > 1), f"sentences of more than {size} subwords, read in overlapping windows")
+    note(rows.cut.sum(), "words longer than a window, tagged by their first subwords")
+    return [finding for finding in found if finding.number]
 
 
-def checks(splits: dict[str, Split], labels: list[str], size: int) -> list[str]:
+def checks(splits: dict, labels: list[str], size: int) -> list[str]:
     """A line for everything that someone who trains on this data would want to know; none where all is well."""
     said = []
     prefixed = [label for label in labels if re.match("[BIESLU]-", label)]
     plain = [label for label in labels if label != "O" and label not in prefixed]
     if prefixed and plain:
         said.append(f"{plain[0]} has no prefix, {prefixed[0]} has: all are scored as plain tags, not as entities")
-    learned = np.unique(splits["train"].tags)
-    known = _as_one_string(splits["train"].sentences)
+    learned = splits["train"].used
+    known = _as_one_string(splits["train"].sentences) if isinstance(splits["train"], Split) else None
     for name, split in splits.items():
-        lines, rows = split.notes.copy(), split.rows
-        if number := len(split.illegal):
-            shown = (_transition(split, position, labels) for position in split.illegal)
-            lines.append(_first_three(number, f"tags break {split.scheme} and are kept", shown))
-        if len(used := np.unique(split.tags)) == 1:
-            lines.append(f"every tag is {labels[used[0]]}")
-        if number := len(unseen := np.setdiff1d(used, learned)):
-            lines.append(_first_three(number, "tags that train never has", (labels[i] for i in unseen)))
-        if name != "train":
+        in_memory = isinstance(split, Split)
+        lines = [str(finding) for finding in (findings(split, labels, size) if in_memory else split.findings)]
+        if len(split.used) == 1:
+            lines.append(f"every tag is {labels[split.used[0]]}")
+        if number := len(unseen := np.setdiff1d(split.used, learned)):
+            lines.append(str(Finding(number, "tags that train never has", [labels[i] for i in unseen])))
+        if name != "train" and known is not None:
             there = pc.is_in(_as_one_string(split.sentences), value_set=known).to_numpy() & (split.lengths > 0)
             if number := np.count_nonzero(there):
                 lines.append(f"{number:,} of {len(there):,} sentences are in train too")
-        if number := len(rows.vanished):
-            shown = ("{} {!a}".format(*split.place(position)) for position in rows.vanished)
-            lines.append(_first_three(number, "words vanish in this tokenizer and become its unknown token", shown))
-        if (number := rows.unknown.sum()) > 0.02 * len(split.tags):
-            lines.append(f"{number / len(split.tags):.1%} of words hold a subword that this tokenizer does not know")
-        if number := np.count_nonzero(rows.windows() > 1):
-            lines.append(f"{number:,} sentences of more than {size} subwords, read in overlapping windows")
-        if number := rows.cut.sum():
-            lines.append(f"{number:,} words longer than a window, tagged by their first subwords")
+        if (number := split.num_unknown) > 0.02 * split.num_words:
+            lines.append(f"{number / split.num_words:.1%} of words hold a subword that this tokenizer does not know")
         said += [f"{split.where}: {line}" for line in lines]
     return said
 
@@ -1198,14 +1518,14 @@ def _transition(split: Split, position: int, labels: list[str]) -> str:
     return "{} {!r} {} after {}".format(*split.place(position), labels[split.tags[position]], before)
 
 
-def _notes_of_reader(where: str, dataset: Dataset) -> list[str]:
+def _notes_of_reader(where: str, dataset: Dataset) -> list[Finding]:
     """What sentences() noted, by what was done: to which spans or sentences."""
     kinds = {}
     for row in np.flatnonzero(pc.list_value_length(_column(dataset, "notes")).to_numpy()):
         for note in (sentence := dataset[int(row)])["notes"]:
             what, _, whom = note.partition(": ")
             kinds.setdefault(what, []).append(f"{_place(where, sentence['lines'], row)} {whom}")
-    return [_first_three(len(shown), what, shown) for what, shown in kinds.items()]
+    return [Finding(len(shown), what, shown) for what, shown in kinds.items()]
 
 
 def report(splits: dict[str, Split], labels: list[str], tokenizer, args) -> str:
@@ -1224,12 +1544,12 @@ def report(splits: dict[str, Split], labels: list[str], tokenizer, args) -> str:
             f"  words a sentence: {_quantiles(split.lengths)}",
             f"  subwords a sentence: {_quantiles(rows.subwords[rows.subwords > 0])}",
             f"  sentences in several windows: {np.count_nonzero(rows.windows() > 1):,} | words that vanish: "
-            f"{len(rows.vanished):,} | words with an unknown subword: {rows.unknown.sum() / len(split.tags):.2%}",
+            f"{len(rows.vanished):,} | words with an unknown subword: {split.num_unknown / len(split.tags):.2%}",
         ]
     train, size = splits["train"], args.per_device_train_batch_size
     for by_length, how in ((False, "in random order"), (True, "with --group_by_length")):
         batches = global_batches(train.rows.lengths, size, args.seed, 0, by_length)
-        padded = sum(train.rows.lengths[rows].max() * len(rows) for rows in batches)
+        padded = sum(int(train.rows.lengths[rows].max()) * len(rows) for rows in batches)
         lines.append(f"padding in training batches of {size} {how}: {1 - train.rows.lengths.sum() / padded:.1%}")
     lines += [f"note: {note}" for note in checks(splits, labels, tokenizer.model_max_length)]
     for sentence in itertools.islice((sentence for sentence in train.sentences if sentence["tokens"]), 2):
@@ -1253,27 +1573,42 @@ def _above(words: list[str], tags: list[str]) -> list[str]:
 
 
 def speed(splits: dict[str, Split], seconds: float) -> str:
-    total = sum(len(split.lengths) for split in splits.values())
+    total = sum(split.num_sentences for split in splits.values())
     return f"{total:,} sentences ready in {seconds:.1f} s: {total / seconds:,.0f} sentences/s"
 
 
-def prepare(args) -> tuple:
-    """The data flags -> the encoder's name, its tokenizer, the splits and the label names."""
+def load_encoder(args) -> tuple:
+    """The data flags -> the encoder's name, and its tokenizer, set to the longest window."""
     encoder = args.model_name_or_path or packaged_encoder()
     tokenizer = load_tokenizer(encoder)
     limit = max_length(tokenizer, AutoConfig.from_pretrained(encoder))
     if (args.max_seq_length or limit) > limit:
         raise ValueError(f"--max_seq_length {args.max_seq_length}: this encoder reads {limit} subwords at most")
     tokenizer.model_max_length = args.max_seq_length or limit  # saved with the model: infer.py cuts alike
+    return encoder, tokenizer
+
+
+def load(args) -> tuple:
+    """The data flags -> the encoder's name, its tokenizer, the splits and the label names."""
+    encoder, tokenizer = load_encoder(args)
     return encoder, tokenizer, *load_splits(args, tokenizer)
+
+
+@dataclass
+class LookArguments(DataArguments):
+    prepare: str | None = flag("data", None, "writes a corpus too big for memory, tokenized, to this folder")
 
 
 def main() -> None:
     quiet(progress=sys.stderr.isatty())
     with errors_exit(2):
-        args = Parser(DataArguments, __doc__).parse(sys.argv[1:])
+        args = Parser(LookArguments, __doc__).parse(sys.argv[1:])
+        if args.prepare:
+            write_prepared(args)
+            print(f"{args.prepare} is ready: train.py --dataset_name {args.prepare}")
+            return
         start = time.perf_counter()
-        _, tokenizer, splits, labels = prepare(args)
+        _, tokenizer, splits, labels = load(args)
         print(speed(splits, time.perf_counter() - start))
     print(report(splits, labels, tokenizer, args))
 

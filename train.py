@@ -260,7 +260,7 @@ def main() -> None:
         args = data.Parser(Arguments, __doc__, carry_over).parse(sys.argv[1:])
         precision = network.pick_precision(args.precision, device)
         start = time.perf_counter()
-        encoder, tokenizer, splits, labels = data.prepare(args)
+        encoder, tokenizer, splits, labels = data.load(args)
         log(data.speed(splits, time.perf_counter() - start))
         train, validation, test = (splits.get(split) for split in data.SPLITS)
         if args.strict:
@@ -269,7 +269,7 @@ def main() -> None:
             raise ValueError("--early_stopping_patience needs a validation split")
         torch.manual_seed(args.seed)  # for the new head
         raw_model = network.load_model(encoder, labels, args.gradient_checkpointing).to(device)
-        network.check_labels(raw_model, max(int(split.tags.max()) for split in splits.values()))
+        network.check_labels(raw_model, max(int(split.used[-1]) for split in splits.values()))
 
         # Only rank 0 looks at the output folder: the others may be on another machine.
         if world_size > 1:
@@ -308,7 +308,7 @@ def main() -> None:
     eval_every, save_every = args.eval_steps or steps_per_epoch, args.save_steps or steps_per_epoch
     metric = args.metric_for_best_model or ("f1" if train.scheme else "accuracy")
     log(
-        f"{len(train.lengths):,} sentences, {len(train.tags):,} words, {len(labels)} labels"
+        f"{train.num_sentences:,} sentences, {train.num_words:,} words, {len(labels)} labels"
         f"{f' in {train.scheme}' if train.scheme else ''} | "
         f"{args.per_device_train_batch_size} x {args.gradient_accumulation_steps} accumulated x {world_size} ranks = "
         f"{global_batch_size} sentences a step | {total_steps:,} steps | {device.type} {precision}"
@@ -325,7 +325,7 @@ def main() -> None:
         network.swap_dropout(raw_model)
         network.keep_freed_memory()
     network.freeze_unused(raw_model)
-    network.train_only(raw_model, train.rows.vocabulary())
+    network.train_only(raw_model, train.vocabulary())
     optimizer = torch.optim.AdamW(network.parameter_groups(raw_model, args.weight_decay), lr=0.0, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     autocast = network.autocast(precision, device)
@@ -370,7 +370,7 @@ def main() -> None:
             torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} cores"
         )
         facts = {
-            "sentences, words": f"{len(train.lengths):,}, {len(train.tags):,}",
+            "sentences, words": f"{train.num_sentences:,}, {train.num_words:,}",
             "labels": ", ".join(labels),
             "hardware": f"{world_size} x {device_name}, {precision}",
             "training time": f"{seconds:,.0f} s",
@@ -379,16 +379,19 @@ def main() -> None:
         card = network.model_card(repo_id or run_name, settings, scored, facts)
         network.write_whole(os.path.join(args.output_dir, "README.md"), card)
 
+    def global_batches(epoch: int, first: int):
+        """Yields the rows of each step of an epoch, from its step `first` on."""
+        lengths, by_length = train.rows.lengths, args.group_by_length
+        return data.global_batches(lengths, global_batch_size, args.seed, epoch, by_length, first)
+
     def over() -> bool:
         return stopping or step >= total_steps or bool(patience) and step - best_step >= patience
 
     while not over():
-        epoch, position = divmod(step, steps_per_epoch)
-        batches = data.global_batches(train.rows.lengths, global_batch_size, args.seed, epoch, args.group_by_length)
-        batches, first_step = batches[position:], step
-        mine = data.micro_batches(batches, args.gradient_accumulation_steps, rank, world_size)
+        now = divmod(step, steps_per_epoch)
+        mine = data.micro_batches(global_batches(*now), args.gradient_accumulation_steps, rank, world_size)
         loader = iter(DataLoader(train.rows, batch_sampler=mine, collate_fn=read, pin_memory=device.type == "cuda"))
-        for global_batch in batches:
+        for global_batch in global_batches(*now):
             # ---------------------------------------------------------------------------------------- one step, timed
             start, waited, positions = time.perf_counter(), 0.0, 0
             for group in optimizer.param_groups:
@@ -446,7 +449,8 @@ def main() -> None:
             bar.update()
             if (waiting or device.type == "cpu") and broken_at >= 0:
                 with data.errors_exit(1):
-                    stop_at_broken_step(int(broken_at), train, batches[int(broken_at) - first_step])
+                    broken = next(global_batches(*divmod(int(broken_at), steps_per_epoch)))
+                    stop_at_broken_step(int(broken_at), train, broken)
 
             if logging:
                 loss_so_far, positions = sum_over_ranks(total_loss, sum(step.positions for step in timed))

@@ -194,7 +194,7 @@ def test_attention_with_dropout_has_the_gradients_that_autograd_finds(p, monkeyp
 def test_word_embeddings_out_of_use_stay_and_those_in_use_are_saved(corpus, encoders, tmp_path):
     train(*flat(corpus), "--model_name_or_path", encoders["wordpiece"], "--output_dir", tmp_path, "--max_steps", 3)
     splits, _ = load(encoders["wordpiece"], size=128, train_file=corpus["--train_file"])
-    used = splits["train"].rows.vocabulary()
+    used = splits["train"].vocabulary()
     name = "bert.embeddings.word_embeddings.weight"
     assert not any(key.endswith("rows") for key in weights(tmp_path))
     before = transformers.AutoModel.from_pretrained(encoders["wordpiece"]).get_input_embeddings().weight

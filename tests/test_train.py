@@ -247,7 +247,7 @@ def test_a_benchmark_times_the_real_loop_and_writes_nothing(ranks, corpus, still
         data.DataArguments(**{k[2:]: v for k, v in corpus.items()}), data.load_tokenizer(still)
     )
     lengths = splits["train"].rows.lengths
-    epochs = [data.global_batches(lengths, 8, 42, epoch, False) for epoch in range(2)]
+    epochs = [list(data.global_batches(lengths, 8, 42, epoch, False)) for epoch in range(2)]
     steps = [*epochs[0], *epochs[1]][10:16]  # behind the warm-up
     tokens, rows = sum(lengths[step].sum() for step in steps), sum(map(len, steps))
     seconds = rows / figures["sentences_per_second"]

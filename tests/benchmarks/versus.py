@@ -195,7 +195,7 @@ def run_other(args, name: str, seed: int, out: str) -> None:
     parsed = data.DataArguments(
         train_file=args.train_file, validation_file=args.validation_file, model_name_or_path=args.model
     )
-    encoder, tokenizer, splits, labels = data.prepare(parsed)
+    encoder, tokenizer, splits, labels = data.load(parsed)
     transformers.set_seed(seed)
     model = transformers.AutoModelForTokenClassification.from_pretrained(
         encoder, num_labels=len(labels), dtype=torch.float32
