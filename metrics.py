@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from seqeval.metrics import classification_report
 from seqeval.scheme import BILOU, IOB2, IOBES
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 
@@ -40,7 +41,10 @@ def _ties(logits: torch.Tensor) -> torch.Tensor:
 def predict(model, rows, batches: list[np.ndarray], collate, autocast, rank=0, world_size=1) -> tuple | None:
     """The rows in those batches, which go round the ranks -> on rank 0 (predicted label ids [W], their probabilities
     [W], losses [W]) of all words in file order, elsewhere None. The only collective is the gather at the end."""
-    mine = batches[rank::world_size]
+    mine = [*batches[rank::world_size]]
+    sharded = isinstance(model, FSDPModule)
+    if sharded:  # every forward is a collective: all ranks have to do as many
+        mine += [np.empty(0, int)] * (-(-len(batches) // world_size) - len(mine))
     words = [torch.empty(0, 4, dtype=torch.int32)]
     model.eval()
     for ids, batch in zip(mine, DataLoader(rows, batch_sampler=mine, collate_fn=collate)):
@@ -49,7 +53,8 @@ def predict(model, rows, batches: list[np.ndarray], collate, autocast, rank=0, w
         with autocast:
             logits = model(**batch).logits
         # 16 bits leave ties, which would fall by how a batch was made up: these rows are read again in fp32.
-        if logits.dtype != torch.float32 and (again := (_ties(logits) & (labels != -100)).any(1)).any():
+        # (Not under FSDP: the ranks would not do it alike, and it has no fp32 weights to read with.)
+        if not sharded and logits.dtype != torch.float32 and (again := (_ties(logits) & (labels != -100)).any(1)).any():
             logits = logits.float()
             logits[again] = model(**{name: tensor[again] for name, tensor in batch.items()}).logits
         predicted, *figures = (tensor.cpu() for tensor in decode(logits, labels))

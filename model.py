@@ -32,6 +32,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -53,8 +57,8 @@ def load(name: str | None, config=None, **options) -> PreTrainedModel:
     return model
 
 
-def load_model(name: str, labels: list[str], gradient_checkpointing: bool = False) -> PreTrainedModel:
-    """The encoder `name` (a folder or a Hub id) in fp32, with a head of one logit a label.
+def load_model(name: str, labels: list[str], gradient_checkpointing=False, values=True) -> PreTrainedModel:
+    """The encoder `name` (a folder or a Hub id) in fp32, with a head of one logit a label. values=False: on meta.
 
     A head that was trained for the very same labels is kept. Any other one starts anew, also where its size happens
     to fit: its rows would mean other labels.
@@ -66,7 +70,8 @@ def load_model(name: str, labels: list[str], gradient_checkpointing: bool = Fals
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
     )
-    model = load(name, config, ignore_mismatched_sizes=True)
+    with contextlib.nullcontext() if values else torch.device("meta"):
+        model = load(name if values else None, config, ignore_mismatched_sizes=True)
     trained = any("ForTokenClassification" in architecture for architecture in before.architectures or [])
     if trained and [before.id2label[i] for i in sorted(before.id2label)] != labels:
         encoder = set(model.base_model.modules())
@@ -78,12 +83,17 @@ def load_model(name: str, labels: list[str], gradient_checkpointing: bool = Fals
     return model
 
 
-def freeze_unused(model: PreTrainedModel) -> None:
-    """Parameters that tagging never reaches (XLNet's mask_emb) stay out: DDP would wait for their gradients."""
+def unused(model: PreTrainedModel) -> list[str]:
+    """Parameters that tagging never reaches (XLNet's mask_emb): DDP would wait for their gradients."""
     model(input_ids=torch.ones(1, 4, dtype=torch.long, device=model.device)).logits.sum().backward()
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.grad is not None)
+    names = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     model.zero_grad(set_to_none=True)
+    return names
+
+
+def freeze(model: PreTrainedModel, names: list[str]) -> None:
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
 
 
 def check_labels(model: PreTrainedModel, largest: int) -> None:
@@ -130,34 +140,39 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 class Vocabulary(nn.Embedding):
     """Word embeddings of which `rows` alone is trained: those of the subwords that occur in training.
 
-    The others have no gradient ever; all that they are spared is weight decay. `weight`, the whole matrix, is what
-    evaluation reads and what is saved and loaded.
+    The rest has no gradient ever; all that it is spared is weight decay. Saved and loaded as nn.Embedding's weight.
     """
 
-    def use(self, ids: torch.Tensor) -> None:
-        self.register_buffer("ids", ids, persistent=False)  # [U] of the whole vocabulary, V
-        self.register_buffer("row", ids.new_zeros(self.num_embeddings), persistent=False)  # [V] the way back
-        self.row[ids] = torch.arange(len(ids), device=ids.device)
-        self.rows = nn.Parameter(self.weight.detach()[ids], self.weight.requires_grad)  # [U, H]
-        self.weight.requires_grad_(False)
+    def use(self, ids: np.ndarray) -> None:
+        order = np.append(ids, np.setdiff1d(np.arange(self.num_embeddings), ids))
+        at = torch.from_numpy(np.argsort(order)).to(self.weight.device)  # [V] where a subword's row is now
+        self.register_buffer("at", at, persistent=False)
+        rows, rest = self._parameters.pop("weight")[torch.from_numpy(order)].tensor_split([len(ids)])
+        self.rows = nn.Parameter(rows.detach().clone(), rows.requires_grad)  # [U, H]
+        self.rest = nn.Parameter(rest.detach().clone(), False)  # [V - U, H]
+
+    @property
+    def weight(self) -> torch.Tensor:  # [V, H]
+        return torch.cat([whole(self.rows), whole(self.rest)])[self.at]
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return F.embedding(self.row[input_ids], self.rows) if self.training else super().forward(input_ids)
+        at, number = self.at[input_ids], len(self.rows)
+        if self.training or not len(self.rest):
+            return F.embedding(at, self.rows)
+        rare = F.embedding((at - number).clamp(min=0), self.rest)
+        return torch.where((at < number)[..., None], F.embedding(at.clamp(max=number - 1), self.rows), rare)
 
-    def _write_back(self) -> None:
-        self.weight.data[self.ids] = self.rows.data
-
-    def train(self, mode: bool = True):
-        self._write_back()
-        return super().train(mode)
+    def split(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """weight [V, H] -> rows, rest."""
+        rows, rest = weight[self.at.argsort().to(weight.device)].tensor_split([len(self.rows)])
+        return {"rows": rows, "rest": rest}
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
-        self._write_back()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        del destination[prefix + "rows"]
+        destination[prefix + "weight"] = self.weight.detach()
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        state_dict[prefix + "rows"] = state_dict[prefix + "weight"][self.ids.cpu()]
+        for name, value in self.split(state_dict.pop(prefix + "weight")).items():
+            state_dict[prefix + name] = value
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -167,7 +182,7 @@ def train_only(model: PreTrainedModel, ids: np.ndarray) -> None:
     if type(embedding) is nn.Embedding:
         padding = [] if embedding.padding_idx is None else [embedding.padding_idx]
         embedding.__class__ = Vocabulary
-        embedding.use(torch.from_numpy(np.union1d(ids, padding).astype(np.int64)).to(embedding.weight.device))
+        embedding.use(np.union1d(ids, padding).astype(np.int64))
 
 
 def _kept(shape: torch.Size, p: float) -> torch.Tensor:
@@ -442,30 +457,95 @@ def utilisation(model: PreTrainedModel, precision: str, steps: list[tuple[float,
     }
 
 
-def save_model(model: PreTrainedModel, tokenizer, folder: str) -> None:
+# ----------------------------------------------------------------------------------------------------------------------
+# Weights between ranks and disk. Under --fsdp each rank holds a part of every tensor, and all of these are collectives.
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """On rank 0 each of them once, whole, on the CPU; elsewhere nothing is kept. No copies where nothing is sharded."""
+    keep, found = not dist.is_initialized() or dist.get_rank() == 0, {}
+    for name, tensor in tensors.items():
+        tensor = whole(tensor).cpu()
+        if keep:
+            found.setdefault((tensor.data_ptr(), tensor.shape), (name, tensor.contiguous()))
+    return dict(found.values())
+
+
+def _send(targets: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> None:
+    """Rank 0's values into the targets of all ranks, a tensor at a time."""
+    several = dist.is_initialized()
+    for name, target in targets.items():
+        if several and dist.get_rank() > 0:
+            value = torch.empty(target.shape, dtype=target.dtype, device=target.device)
+        else:
+            value = values[name].to(target.device, target.dtype).contiguous()
+        if several:
+            dist.broadcast(value, src=0)
+        if isinstance(target, DTensor):
+            value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None).to_local()
+            target = target.to_local()
+        target.data.copy_(value)
+
+
+def shard(model: PreTrainedModel, precision: str, device: torch.device) -> None:
+    """Shards rank 0's model over all ranks, in place: each encoder layer, then what is left. The others come with its
+    shape alone (on meta), and no rank but 0 ever holds it whole. Products and communication are in `precision`, sums of
+    gradients and the optimizer in fp32."""
+    values = dict(_tensors(model)) if dist.get_rank() == 0 else {}
+    model.to("meta")
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    options = {
+        "mesh": init_device_mesh(device.type, (dist.get_world_size(),)),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
+    }
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    layers = max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=[])
+    for layer in layers:
+        fully_shard(layer, **options)
+    fully_shard(model, **options)
+    model.to_empty(device=device)
+    _send(_tensors(model), values)
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def synchronize_gradients(model: nn.Module, now: bool) -> None:
+    """Whether the next backward sums gradients over ranks: only an optimizer step's last one has to."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
+    elif isinstance(model, DistributedDataParallel):
+        model.require_backward_grad_sync = now  # what its no_sync() does
+
+
+def save_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], tokenizer, folder: str) -> None:
     """config.json, model.safetensors and the tokenizer's files, each swapped in whole: `folder` always loads."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
-        model.save_pretrained(beside)
+        model.save_pretrained(beside, state_dict=weights)
         tokenizer.save_pretrained(beside)
         for name in sorted(os.listdir(beside)):
             os.replace(os.path.join(beside, name), os.path.join(folder, name))
 
 
-def load_best(folder: str, model: PreTrainedModel, rank: int, world_size: int) -> PreTrainedModel:
+def load_best(folder: str, model: PreTrainedModel, rank: int, precision: str) -> PreTrainedModel:
     """What save_model wrote, loaded as anyone loads it, by rank 0, and sent to the others: they may not share its disk.
 
-    model: the one trained, for its config and device.
+    model: the one trained, for its config, its device, and whether it is sharded.
     """
-    best = (load(folder) if rank == 0 else load(None, model.config)).to(model.device)
-    if world_size > 1:
-        _send([*best.parameters(), *best.buffers()])
+    sharded = isinstance(model, FSDPModule)
+    with torch.device("meta") if sharded and rank > 0 else contextlib.nullcontext():
+        best = load(folder) if rank == 0 else load(None, model.config)
+    if sharded:
+        shard(best, precision, model.device)
+    else:
+        best.to(model.device)
+        _send(_tensors(best), _tensors(best))
     return best
-
-
-def _send(tensors: list[torch.Tensor]) -> None:
-    """Rank 0's to all ranks."""
-    for tensor in tensors:
-        dist.broadcast(tensor.data, src=0)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -473,7 +553,7 @@ def _send(tensors: list[torch.Tensor]) -> None:
 # manifest of their SHA-256 sums that was written last. A folder without a manifest that fits is no checkpoint.
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """AdamW's state under the parameters' names: "classifier.weight/exp_avg", ..."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     state = optimizer.state.items()
@@ -501,15 +581,15 @@ def checkpoints(folder: str) -> list[str]:
     return [os.path.join(folder, name) for name in names if name.startswith("step-") and name[5:].isdigit()]
 
 
-def save_checkpoint(folder: str, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, limit: int) -> str:
+def save_checkpoint(folder: str, weights: dict, moments: dict, state: dict, limit: int) -> str:
     """Writes it beside, renames it when it is whole, and only then removes those beyond the newest `limit`."""
     path = os.path.join(folder, "checkpoints", f"step-{state['step']:08}")
     beside = path + ".partial"
     shutil.rmtree(beside, ignore_errors=True)
     os.makedirs(beside)
     try:
-        safetensors.save_model(model, os.path.join(beside, "model.safetensors"))
-        safetensors.save_file(_moments(model, optimizer), os.path.join(beside, "optimizer.safetensors"))
+        safetensors.save_file(weights, os.path.join(beside, "model.safetensors"))
+        safetensors.save_file(moments, os.path.join(beside, "optimizer.safetensors"))
         write_whole(os.path.join(beside, "state.json"), json.dumps(state))
         sums = {name: _sha256(os.path.join(beside, name)) for name in sorted(os.listdir(beside))}
         write_whole(os.path.join(beside, "manifest.json"), json.dumps(sums, indent=2))
@@ -562,24 +642,29 @@ def find_checkpoint(folder: str, which: str, identity: dict, log) -> str | None:
     return None
 
 
-def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, world_size: int) -> dict:
+def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> dict:
     """Fills model and optimizer on all ranks with what rank 0 reads (they may not share its disk) -> the state."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state, keys = [{}], ("step", "exp_avg", "exp_avg_sq")
+    weights, moments, state = {}, {}, [{}, []]
     if rank == 0:
-        safetensors.load_model(model, os.path.join(path, "model.safetensors"))
+        weights = safetensors.load_file(os.path.join(path, "model.safetensors"))
         moments = safetensors.load_file(os.path.join(path, "optimizer.safetensors"))
+        for name, module in model.named_modules():
+            if isinstance(module, Vocabulary):
+                parts = module.split(weights.pop(f"{name}.weight"))
+                weights |= {f"{name}.{part}": value for part, value in parts.items()}
         with open(os.path.join(path, "state.json"), encoding="utf-8") as file:
-            state = [json.load(file)]
-    else:  # room for what rank 0 sends
-        shapes = {f"{names[p]}/{key}": () if key == "step" else p.shape for p in parameters for key in keys}
-        moments = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    held = {i: {key: moments[f"{names[p]}/{key}"] for key in keys} for i, p in enumerate(parameters)}
-    optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
-    if world_size > 1:
+            state = [json.load(file), list(weights)]
+    if dist.is_initialized():
         dist.broadcast_object_list(state, src=0)
-        _send([*model.parameters(), *model.buffers(), *_moments(model, optimizer).values()])
+    tensors = _tensors(model)
+    _send({name: tensors[name] for name in state[1]}, weights)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    empty = {
+        i: {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        for i, p in enumerate(parameters)
+    }
+    optimizer.load_state_dict({"state": empty, "param_groups": optimizer.state_dict()["param_groups"]})
+    _send(moments_of(model, optimizer), moments)
     return state[0]
 
 
@@ -593,7 +678,7 @@ ADVICE = "choose another --output_dir, or --overwrite_output_dir"
 # Flags that change no result. Of the sizes of batches only their product with the ranks does: it is in the identity.
 NO_MATTER = ["output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_steps", "save_steps"]
 NO_MATTER += ["save_total_limit", "per_device_train_batch_size", "gradient_accumulation_steps"]
-NO_MATTER += ["per_device_eval_batch_size", "push_to_hub", "hub_model_id", "hub_private_repo"]
+NO_MATTER += ["fsdp", "per_device_eval_batch_size", "push_to_hub", "hub_model_id", "hub_private_repo"]
 
 
 def refuse_another_run(where: str, before: dict, now: dict) -> None:

@@ -6,7 +6,6 @@ torchrun --nproc-per-node=8 train.py --dataset_name conll2003 --model_name_or_pa
 python train.py run.yaml --learning_rate 3e-5                   # a file of flags; those behind it win
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -53,6 +52,7 @@ class Arguments(data.DataArguments):
     per_device_eval_batch_size: int = flag("optimisation", 64, "sentences", "above 0")
     gradient_accumulation_steps: int = flag("optimisation", 1, "batches a step and device", "above 0")
     max_grad_norm: float = flag("optimisation", 1.0, "clips the gradient (0: off)", "0 or more")
+    fsdp: bool = flag("speed", False, "shards the model over the ranks, for encoders too big for one device")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag("speed", "auto", "auto: bf16 where the hardware has it")
     group_by_length: bool = flag("speed", False, "batches of like length: faster, some F1 lost")
     benchmark: int = flag("speed", 0, "times this many steps of the real loop, writes nothing (0: off)", "0 or more")
@@ -197,9 +197,10 @@ def release_signals() -> None:
 
 def collate_without_padding(raw_model, collate, longest: int, parts: int):
     """How training collates on a CPU: sentences end to end if this encoder can read them so, else as before."""
-    first_position = network.read_end_to_end(raw_model, longest)
+    first_position = from_rank_0(network.read_end_to_end, raw_model, longest)
     if first_position is None:
         return collate
+    raw_model.set_attn_implementation("sentences")
     layout = functools.partial(network.layout, heads=raw_model.config.num_attention_heads)
     settings = collate.keywords | {"first_position": first_position, "layout": layout, "parts": parts}
     return functools.partial(data.collate_end_to_end, **settings)
@@ -268,11 +269,14 @@ def main() -> None:
         if args.early_stopping_patience and not validation:
             raise ValueError("--early_stopping_patience needs a validation split")
         torch.manual_seed(args.seed)  # for the new head
-        raw_model = network.load_model(encoder, labels, args.gradient_checkpointing).to(device)
+        if args.fsdp and ("RANK" not in os.environ or precision == "fp16"):
+            raise ValueError("--fsdp needs torchrun, and fp32 or bf16")
+        values = rank == 0 or not args.fsdp
+        raw_model = network.load_model(encoder, labels, args.gradient_checkpointing, values)
         network.check_labels(raw_model, max(int(split.used[-1]) for split in splits.values()))
 
         # Only rank 0 looks at the output folder: the others may be on another machine.
-        if world_size > 1:
+        if world_size > 1 or args.fsdp:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             network.join_process_group("nccl" if device.type == "cuda" else "gloo", rank, world_size, TIMEOUT)
@@ -316,7 +320,10 @@ def main() -> None:
 
     # Model, optimizer, DDP
     raw_model.train()
+    if not args.fsdp:
+        raw_model.to(device)
     warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # its successor is not there on torch 2.11
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # of which we change nothing
     collate = functools.partial(data.collate, pad_token_id=tokenizer.pad_token_id or 0)
     read = collate
     if device.type == "cpu":
@@ -324,11 +331,13 @@ def main() -> None:
         read = collate_without_padding(raw_model, collate, tokenizer.model_max_length, parts)
         network.swap_dropout(raw_model)
         network.keep_freed_memory()
-    network.freeze_unused(raw_model)
+    network.freeze(raw_model, from_rank_0(network.unused, raw_model))
     network.train_only(raw_model, train.vocabulary())
+    if args.fsdp:
+        network.shard(raw_model, precision, device)
     optimizer = torch.optim.AdamW(network.parameter_groups(raw_model, args.weight_decay), lr=0.0, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    autocast = network.autocast(precision, device)
+    autocast = network.autocast("fp32" if args.fsdp else precision, device)  # FSDP casts by itself
     score = functools.partial(metrics.score, labels=labels, scheme=train.scheme, strict=args.strict)
     evaluated = functools.partial(evaluate, collate, autocast, args.per_device_eval_batch_size, score, rank, world_size)
 
@@ -339,7 +348,7 @@ def main() -> None:
         ("step", "skipped", "best_step", "loss", "seconds", "sentences", "tokens"), 0
     ) | {"best": {}}
     if checkpoint:
-        state = network.load_checkpoint(checkpoint, raw_model, optimizer, rank, world_size)
+        state = network.load_checkpoint(checkpoint, raw_model, optimizer, rank)
         scaler.load_state_dict(state["scaler"])
         log(f"resumed from {checkpoint}")
     step, skipped, best_step, best = (state[name] for name in ("step", "skipped", "best_step", "best"))
@@ -349,7 +358,8 @@ def main() -> None:
     )  # this rank's
     logged_loss, logged_step = state["loss"], step
     broken_at = torch.full((), -1, device=device)  # the first step whose gradient is not finite
-    model = raw_model if world_size == 1 else DistributedDataParallel(raw_model, broadcast_buffers=False)
+    alone = world_size == 1 or args.fsdp
+    model = raw_model if alone else DistributedDataParallel(raw_model, broadcast_buffers=False)
 
     # From here on the output folder is ours
     if not args.benchmark:
@@ -406,17 +416,17 @@ def main() -> None:
                 if device.type != "cpu":
                     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
                 gold = batch.pop("labels")
-                last = micro_step == args.gradient_accumulation_steps - 1
-                with contextlib.nullcontext() if last or world_size == 1 else model.no_sync():
-                    with autocast:
-                        logits = model(**batch).logits
-                    # Sum over this batch / labels of the whole global batch: the layout of ranks changes nothing.
-                    loss = F.cross_entropy(logits.float().flatten(0, 1), gold.flatten(), reduction="sum")
-                    loss = loss / num_labels
-                    scaler.scale(loss * world_size).backward()  # DDP takes the mean over ranks; we want the sum
+                network.synchronize_gradients(model, micro_step == args.gradient_accumulation_steps - 1)
+                with autocast:
+                    logits = model(**batch).logits
+                # Sum over this batch / labels of the whole global batch: the layout of ranks changes nothing.
+                loss = F.cross_entropy(logits.float().flatten(0, 1), gold.flatten(), reduction="sum")
+                loss = loss / num_labels
+                scaler.scale(loss * world_size).backward()  # DDP takes the mean over ranks; we want the sum
                 total_loss += loss.detach()
             scaler.unscale_(optimizer)
             grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), args.max_grad_norm or math.inf)
+            grad_norm = network.whole(grad_norm)
             if scaler.is_enabled():
                 scale = scaler.get_scale()
                 scaler.step(optimizer)
@@ -482,8 +492,9 @@ def main() -> None:
                 sign = -1 if metric == "loss" else 1
                 if not best or sign * scores[metric] > sign * best[metric]:
                     best_step, best = step, scores
+                    weights = network.gathered(raw_model.state_dict())
                     with data.errors_exit(1):
-                        from_rank_0(network.save_model, raw_model, tokenizer, args.output_dir)
+                        from_rank_0(network.save_model, raw_model, weights, tokenizer, args.output_dir)
                         from_rank_0(write_report, args.output_dir, validation, labels, best, found, known)
                         from_rank_0(write_card, {"validation": best}, seconds)
                     if repo_id and rank == 0:
@@ -493,9 +504,12 @@ def main() -> None:
                 state = {"step": step, "skipped": skipped, "best_step": best_step, "best": best, "seconds": seconds}
                 state |= {"sentences": sentences, "tokens": tokens, "loss": sum_over_ranks(total_loss)[0]}
                 state |= {"scaler": scaler.state_dict(), "identity": identity}
-                limit = args.save_total_limit
+                weights, moments = (
+                    network.gathered(x) for x in (raw_model.state_dict(), network.moments_of(raw_model, optimizer))
+                )
                 with data.errors_exit(1):
-                    saved = from_rank_0(network.save_checkpoint, args.output_dir, raw_model, optimizer, state, limit)
+                    limit = args.save_total_limit
+                    saved = from_rank_0(network.save_checkpoint, args.output_dir, weights, moments, state, limit)
             if over():
                 break
     bar.close()
@@ -521,11 +535,12 @@ def main() -> None:
 
     # Results, of the best model: its evaluation is the one of the weights that were saved
     if not validation:
+        weights = network.gathered(raw_model.state_dict())
         with data.errors_exit(1):
-            from_rank_0(network.save_model, raw_model, tokenizer, args.output_dir)
+            from_rank_0(network.save_model, raw_model, weights, tokenizer, args.output_dir)
     scored = {"eval": best} if validation else {}
     if test:
-        best_model = network.load_best(args.output_dir, raw_model, rank, world_size)
+        best_model = network.load_best(args.output_dir, raw_model, rank, precision)
         scored["test"], _ = evaluated(best_model, test)
         for name, value in metrics.scalars(scored["test"]).items():
             writer.add_scalar(f"test/{name}", value, step)

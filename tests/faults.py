@@ -95,7 +95,6 @@ def install(fault: str, log: str) -> None:
             (model, "_sha256"),
             (model.os, "rename"),
             (model.safetensors, "save_file"),
-            (model.safetensors, "save_model"),
             (model.shutil, "rmtree"),
         ):
             setattr(module, name, counted(getattr(module, name)))

@@ -84,11 +84,13 @@ CHANGES = {
                 '        raw_model = get_peft_model(raw_model, LoraConfig(task_type="TOKEN_CLS", r=8))\n' + LOADED,
             ),
             (
-                "                        from_rank_0(network.save_model, raw_model, tokenizer, args.output_dir)\n"
-                "                        from_rank_0(write_report",
-                "                        merged = copy.deepcopy(raw_model).merge_and_unload()\n"
-                "                        from_rank_0(network.save_model, merged, tokenizer, args.output_dir)\n"
-                "                        from_rank_0(write_report",
+                "                    weights = network.gathered(raw_model.state_dict())\n"
+                "                    with data.errors_exit(1):\n"
+                "                        from_rank_0(network.save_model, raw_model, ",
+                "                    merged = copy.deepcopy(raw_model).merge_and_unload()\n"
+                "                    weights = merged.state_dict()\n"
+                "                    with data.errors_exit(1):\n"
+                "                        from_rank_0(network.save_model, merged, ",
             ),
         ],
     ),

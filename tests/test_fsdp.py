@@ -1,0 +1,113 @@
+"""--fsdp on two ranks: DDP's losses, DDP's files, half the bytes."""
+
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import flat, results, run, weights
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+FLAGS = ["--max_steps", 50, "--save_steps", 25, "--eval_steps", 25, "--logging_steps", 1, "--learning_rate", "1e-3"]
+FLAGS += ["--save_total_limit", 5, "--early_stopping_patience", 9]
+
+
+def launch(folder, flags, corpus, encoder, *more, ranks=2, batch=8, precision="fp32") -> SimpleNamespace:
+    """A run, the loss of each step, and what each rank held."""
+    common = [*flat(corpus), *FLAGS, "--model_name_or_path", encoder, "--precision", precision]
+    common += ["--per_device_train_batch_size", batch // ranks, "--output_dir", folder, *flags]
+    script = ["tests/sharded.py", f"{folder}.held"] if ranks > 1 else ["train.py"]
+    done = run(*script, *common, *more, ranks=ranks)
+    assert done.returncode == 0, done.stdout + done.stderr
+    events = EventAccumulator(str(folder / "runs")).Reload().Scalars("train/loss")
+    held = [
+        json.loads((folder.parent / f"{folder.name}.held.{rank}").read_text()) for rank in range(ranks * (ranks > 1))
+    ]
+    return SimpleNamespace(folder=folder, losses=[e.value for e in events], held=held, said=done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="module")
+def ddp(corpus, still, tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("ddp") / "out", [], corpus, still)
+
+
+@pytest.fixture(scope="module")
+def fsdp(corpus, still, tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("fsdp") / "out", ["--fsdp"], corpus, still)
+
+
+def same(one: dict, other: dict, limit: float) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].shape == other[name].shape and one[name].dtype == other[name].dtype, name
+        assert (one[name] - other[name]).abs().max() < limit, name
+
+
+def test_its_losses_results_and_files_are_those_of_ddp(ddp, fsdp):
+    assert len(ddp.losses) == len(fsdp.losses) == 50
+    assert max(abs(a - b) for a, b in zip(ddp.losses, fsdp.losses)) < 1e-5
+    assert ddp.losses[-1] < ddp.losses[0] / 1.2
+    for name in ("eval_per_entity", "test_per_entity", "eval_words", "world_size"):
+        assert results(ddp.folder)[name] == results(fsdp.folder)[name]
+    names = [
+        {str(p.relative_to(ran.folder)) for p in ran.folder.rglob("*") if "events" not in p.name} for ran in (ddp, fsdp)
+    ]
+    assert names[0] == names[1]
+    same(weights(ddp.folder), weights(fsdp.folder), 1e-5)
+    for step in (25, 50):
+        for file in ("model", "optimizer"):
+            path = f"checkpoints/step-{step:08}/{file}.safetensors"
+            same(load_file(ddp.folder / path), load_file(fsdp.folder / path), 1e-5)
+    config = json.loads((fsdp.folder / "config.json").read_text())
+    assert config["architectures"] == ["BertForTokenClassification"]
+    assert "Warning" not in fsdp.said
+
+
+def test_each_rank_holds_half_and_only_rank_0_ever_the_whole_model(ddp, fsdp):
+    for ours, whole in zip(fsdp.held, ddp.held):
+        for part, all_of_it in zip(ours["bytes"], whole["bytes"], strict=True):
+            assert 0.48 < part / all_of_it < 0.53
+    assert [rank["loaded"] for rank in fsdp.held] == [["cpu", "cpu"], ["meta", "meta"]]  # to train, and the best one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "then", "ranks"), [("fsdp", [], 2), ("fsdp", [], 1), ("ddp", ["--fsdp"], 2), ("fsdp", ["--fsdp"], 2)]
+)
+def test_either_goes_on_from_the_others_checkpoint(first, then, ranks, ddp, fsdp, corpus, still, tmp_path):
+    ran = {"ddp": ddp, "fsdp": fsdp}[first]
+    leave = shutil.ignore_patterns("all_results.json", "step-00000050", "runs")  # as a kill would have left it
+    shutil.copytree(ran.folder, tmp_path / "out", ignore=leave)
+    resumed = launch(tmp_path / "out", then, corpus, still, ranks=ranks)
+    assert re.search("resumed from .*step-00000025", resumed.said) and len(resumed.losses) == 25
+    assert max(abs(a - b) for a, b in zip(resumed.losses, ran.losses[25:])) < 1e-5
+    same(weights(tmp_path / "out"), weights(ran.folder), 1e-5)
+    assert results(tmp_path / "out")["train_loss"] == pytest.approx(results(ran.folder)["train_loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_accumulation_dropout_and_bf16_go_with_it(corpus, encoders, still, ddp, tmp_path):
+    accumulated = launch(tmp_path / "a", ["--fsdp", "--gradient_accumulation_steps", 2], corpus, still, batch=4)
+    assert max(abs(a - b) for a, b in zip(accumulated.losses, ddp.losses)) < 1e-5
+    options = [corpus, encoders["wordpiece"]]
+    with_dropout = [launch(tmp_path / f"d{i}", flags, *options) for i, flags in enumerate(([], ["--fsdp"]))]
+    assert max(abs(a - b) for a, b in zip(*(ran.losses for ran in with_dropout))) < 1e-4
+    half = launch(tmp_path / "b", ["--fsdp"], corpus, still, precision="bf16")
+    assert max(abs(a - b) for a, b in zip(half.losses, ddp.losses)) < 0.05
+    assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "b").values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_other_encoders_are_sharded_too(kind, corpus, encoders, tmp_path):
+    ran = [launch(tmp_path / f"{i}", flags, corpus, encoders[kind]) for i, flags in enumerate(([], ["--fsdp"]))]
+    assert max(abs(a - b) for a, b in zip(*(one.losses for one in ran))) < 1e-4
+
+
+def test_it_needs_torchrun(corpus, still, tmp_path):
+    done = run("train.py", *flat(corpus), "--model_name_or_path", still, "--fsdp", "--output_dir", tmp_path / "out")
+    assert done.returncode == 2 and done.stderr == "error: --fsdp needs torchrun, and fp32 or bf16\n"
+    assert not (tmp_path / "out").exists()
