@@ -477,6 +477,7 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+@network.lost_ranks_exit()
 def main() -> None:
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     data.quiet(progress=False)

@@ -15,6 +15,8 @@ import math
 import os
 import resource
 import shutil
+import socket
+import sys
 import tempfile
 import time
 import uuid
@@ -396,6 +398,20 @@ def join_process_group(backend: str, rank: int, world_size: int, timeout: timede
     store = dist.PrefixStore(name or token, store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     atexit.register(leave_process_group)
+
+
+@contextlib.contextmanager
+def lost_ranks_exit():
+    """A collective that fails because other ranks, or the way to them, are gone ends as one line, with code 1."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo's are of this class, NCCL's of one below it
+        text = " ".join(str(error).split())
+        if not isinstance(error, dist.DistError) and "gloo" not in text:
+            raise
+        where = f"rank {os.environ.get('RANK', 0)} on {socket.gethostname()}"
+        print(f"error: {where} has lost the other ranks: {text[:300]}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def leave_process_group() -> None:

@@ -246,6 +246,7 @@ def stop_at_broken_step(step: int, train: data.Split, rows: np.ndarray) -> None:
     raise ValueError(f"step {step + 1}: the loss or its gradient is not finite. Its sentences: {places}")
 
 
+@network.lost_ranks_exit()
 def main() -> None:
     # Device and ranks: torchrun says who we are; without it we are alone.
     rank = int(os.environ.get("RANK", 0))

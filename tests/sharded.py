@@ -26,6 +26,7 @@ def held_bytes(tensors) -> int:
 def noted_load(*arguments, **options):
     found = load(*arguments, **options)
     held["loaded"].append(found.device.type)
+    Path(f"{log}.{rank}").write_text(json.dumps(held))
     return found
 
 

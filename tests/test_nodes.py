@@ -3,9 +3,11 @@
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from conftest import flat, results, run, train, weights
 
 
+@pytest.mark.slow  # tests/test_hosts.py has more, where it may make hosts
 def test_two_agents_finish_with_the_result_of_one(still, corpus, tmp_path):
     """Each has an output folder of its own, as hosts without a shared disk: rank 0's is filled."""
     with socket.socket() as free:

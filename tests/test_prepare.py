@@ -135,6 +135,7 @@ def test_a_bad_line_is_named_and_finished_shards_stay(small_shards, encoders, co
 SMALL_SHARDS = "import sys, data; data.SHARD = 40; sys.argv[0] = 'data.py'; data.main()"
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_goes_on_and_ends_as_one_that_was_not(encoders, tmp_path):
     """kill -9 at several moments: no worker stays, no finished shard is written again, the folder is the same."""
     write_conll(tmp_path / "x.conll", read(ROOT / "samples" / "train.conll") * 2)

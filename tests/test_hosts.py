@@ -1,0 +1,186 @@
+"""Two hosts: network namespaces with addresses, names, caches and disks of their own, and a link that is cut."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, flat, results, run, weights
+
+HOSTS = ("first-host", "second-host")
+ENDPOINT = ["--rdzv-backend=c10d", "--rdzv-endpoint=first-host:29500"]
+TIMEOUT = 8  # seconds of a collective, in the test whose link is cut
+
+
+def ip(*words) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def link():
+    """Names of two namespaces joined by a pair of virtual cards; what is in them is killed at the end."""
+    names = [f"nano-{uuid.uuid4().hex[:6]}" for _ in HOSTS]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", "card", "netns", names[0], "type", "veth", "peer", "name", "card", "netns", names[1])
+        for number, name in enumerate(names, 1):
+            ip("-n", name, "addr", "add", f"10.77.0.{number}/24", "dev", "card")
+            for card in ("lo", "card"):
+                ip("-n", name, "link", "set", card, "up")
+            hosts = Path("/etc/netns") / name / "hosts"
+            hosts.parent.mkdir(parents=True)
+            hosts.write_text("127.0.0.1 localhost\n" + "".join(f"10.77.0.{i} {h}\n" for i, h in enumerate(HOSTS, 1)))
+        can = subprocess.run(["ip", "netns", "exec", names[0], "unshare", "--uts", "--mount", "true"]).returncode == 0
+    except (OSError, subprocess.CalledProcessError) as error:
+        can = False
+        print(error)
+    if not can:
+        _remove(names)
+        pytest.skip("needs root, and Debian's iproute2, to make two hosts")
+    yield names
+    _remove(names)
+
+
+def _remove(names) -> None:
+    for name in names:
+        _kill(name)
+        subprocess.run(["ip", "netns", "del", name], capture_output=True)
+        shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
+
+
+def _inside(name: str) -> list[int]:
+    found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout
+    return [int(pid) for pid in found.split()]
+
+
+def _kill(name: str) -> None:
+    for pid in _inside(name):
+        os.kill(pid, signal.SIGKILL)
+
+
+def start(link, folder: Path, *command) -> list[subprocess.Popen]:
+    """One command line on both hosts, in `folder`; the second one sees a disk of its own there."""
+    processes = []
+    for number, name in enumerate(link):
+        own = f"hostname {HOSTS[number]}; cd {folder}; "
+        own += "mount --make-rprivate /; mount -t tmpfs none shared; " if number else ""
+        cache = folder / f"cache{number}"
+        shell = f'{own} HF_HOME={cache} exec "$@"'
+        words = [*map(str, command)]
+        launch = ["ip", "netns", "exec", name, "unshare", "--uts", "--mount", "bash", "-ec", shell, "bash", *words]
+        log = open(folder / f"log{number}", "w")
+        processes.append(subprocess.Popen(launch, stdout=log, stderr=subprocess.STDOUT))
+    return processes
+
+
+def finish(processes, link, folder: Path, seconds: float) -> list[tuple[int, str]]:
+    """-> exit code and output of each, all of which have to end by then and to leave nothing running."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            logs = [(folder / f"log{number}").read_text()[-2000:] for number in range(2)]
+            raise AssertionError(f"still running after {seconds} s\n{logs[0]}\n{logs[1]}") from None
+    for name in link:
+        for _ in range(100):
+            if not _inside(name):
+                break
+            time.sleep(0.1)
+        assert not _inside(name)
+    return [(p.returncode, (folder / f"log{number}").read_text()) for number, p in enumerate(processes)]
+
+
+def torchrun(script: str, *flags, each: int = 1) -> list:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--nproc-per-node={each}", *ENDPOINT]
+    return [*launch, *map(str, [ROOT / script.split()[0], *script.split()[1:], *flags])]
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "shared").mkdir()
+    return tmp_path
+
+
+def test_two_hosts_end_with_the_result_of_the_same_ranks_on_one(link, corpus, still, place):
+    """Two ranks each; caches and disks of their own. Of each host's ranks one tokenizes."""
+    flags = [*flat(corpus), "--model_name_or_path", still, "--precision", "fp32", "--max_steps", 6, "--eval_steps", 3]
+    flags += ["--per_device_train_batch_size", 2]
+    command = torchrun("train.py", *flags, "--output_dir", "shared/out", each=2)
+    done = finish(start(link, place, *command), link, place, 100)
+    assert [code for code, _ in done] == [0, 0], done
+    here = run("train.py", *flags, "--output_dir", place / "one", ranks=4)
+    assert here.returncode == 0, here.stderr
+    assert sum("test: " in said for _, said in done) == 1
+    one, two = weights(place / "one"), weights(place / "shared" / "out")  # rank 0 is of the name that sorts first
+    assert all((one[name] - two[name]).abs().max() < 1e-6 for name in one)
+    for name in ("eval_per_entity", "test_per_entity", "world_size"):
+        assert results(place / "one")[name] == results(place / "shared" / "out")[name]
+    assert results(place / "one")["train_loss"] == pytest.approx(results(place / "shared" / "out")["train_loss"])
+    for number in range(2):  # three splits, each read and tokenized once
+        assert len(list((place / f"cache{number}").rglob("nanotagger/*.arrow"))) == 3
+
+
+@pytest.mark.slow
+def test_a_cut_link_ends_every_rank_in_time_and_the_same_command_goes_on(link, corpus, still, place):
+    flags = [
+        *flat(corpus),
+        "--model_name_or_path",
+        still,
+        "--precision",
+        "fp32",
+        "--max_steps",
+        600,
+        "--save_steps",
+        20,
+    ]
+    flags += ["--per_device_train_batch_size", 4, "--eval_steps", 300, "--learning_rate", "1e-4"]
+    command = torchrun(f"tests/impatient.py {TIMEOUT}", *flags, "--output_dir", "shared/out")
+    checkpoints = place / "shared" / "out" / "checkpoints"
+    processes = start(link, place, *command)
+    deadline = time.monotonic() + 60
+    while not (checkpoints / "step-00000040").exists():
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
+        time.sleep(0.02)
+    ip("-n", link[0], "link", "set", "card", "down")
+    cut = time.monotonic()
+    try:
+        ranks = [pid for name in link for pid in _inside(name) if _is_rank(pid)]
+        assert len(ranks) == 2
+        while any(_is_rank(pid) for pid in ranks):
+            assert time.monotonic() - cut < TIMEOUT + 7, "a rank waits longer than the collective's timeout"
+            time.sleep(0.1)
+        ended = time.monotonic() - cut
+    finally:
+        ip("-n", link[0], "link", "set", "card", "up")
+    done = finish(processes, link, place, 120)
+    for number, (code, said) in enumerate(done):
+        assert code == 1
+        assert f"on {HOSTS[number]} has lost the other ranks: " in said and "Timed out" in said, said
+        assert "Traceback" not in said.partition("has lost")[0]
+    saved = sorted(path.name for path in checkpoints.iterdir())[-1]
+    print(f"ended {ended:.1f} s after the cut, newest checkpoint {saved}")
+
+    done = finish(start(link, place, *command), link, place, 100)
+    assert [code for code, _ in done] == [0, 0], done
+    assert any(f"resumed from shared/out/checkpoints/{saved}" in said for _, said in done)
+    here = run("train.py", *flags, "--output_dir", place / "one", ranks=2)
+    assert here.returncode == 0, here.stderr
+    one, two = weights(place / "one"), weights(place / "shared" / "out")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert results(place / "one")["eval_per_entity"] == results(place / "shared" / "out")["eval_per_entity"]
+
+
+def _is_rank(pid: int) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return False
+    return "torch.distributed.run" not in words and any(word.endswith(("impatient.py", "train.py")) for word in words)
