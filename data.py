@@ -30,6 +30,7 @@ import signal
 import sys
 import time
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -522,7 +523,10 @@ def read_source(
     return dataset, names
 
 
-def open_file(path: str, args) -> tuple:
+Opened = tuple[Callable, Features | None, str, int]
+
+
+def open_file(path: str, args) -> Opened:
     """One file of any format -> a function that yields its records, its columns' types if it is Parquet, a sum of its
     content, and its lines (of Parquet: rows)."""
     if not os.path.exists(path):
@@ -1104,10 +1108,23 @@ class Split(NamedTuple):
     rows: Rows  # windows of subwords
     fingerprint: str  # of what training sees
 
-    num_sentences = property(lambda self: len(self.lengths))
-    num_words = property(lambda self: len(self.tags))
-    num_unknown = property(lambda self: int(self.rows.unknown.sum()))  # words with a subword that is
-    used = property(lambda self: np.unique(self.tags))  # label ids, ascending
+    @property
+    def num_sentences(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_words(self) -> int:
+        return len(self.tags)
+
+    @property
+    def num_unknown(self) -> int:
+        """Words with a subword that the tokenizer does not know."""
+        return int(self.rows.unknown.sum())
+
+    @property
+    def used(self) -> np.ndarray:
+        """The label ids that occur, ascending."""
+        return np.unique(self.tags)
 
     def vocabulary(self) -> np.ndarray:
         """[U] the subword ids that occur."""
@@ -1146,7 +1163,7 @@ class Split(NamedTuple):
         return _place(self.where, self.sentences[sentence]["lines"], sentence)
 
 
-def sources(args) -> dict:
+def sources(args) -> dict[str, tuple[str, Callable[[], Opened]]]:
     """The data flags -> {split: (its name in messages, a function that opens it)}; what it gives: see open_file."""
     files = {split: getattr(args, f"{split}_file") for split in SPLITS}
     if args.dataset_name and any(files.values()):
@@ -1155,11 +1172,11 @@ def sources(args) -> dict:
         if not any(files.values()):
             files = {split: os.path.relpath(Path(__file__).parent / "samples" / f"{split}.conll") for split in SPLITS}
         return {split: (path, functools.partial(open_file, path, args)) for split, path in files.items() if path}
-    found = {}
+    found: dict[str, tuple[str, Callable[[], Opened]]] = {}
     for split, dataset in read_named(args.dataset_name, args.dataset_config_name).items():
         if (split := {"dev": "validation", "valid": "validation"}.get(split, split)) in SPLITS:
             records = functools.partial(read_dataset, dataset)
-            opened = records, dataset.features, dataset._fingerprint, len(dataset)
+            opened: Opened = records, dataset.features, dataset._fingerprint, len(dataset)
             found[split] = f"{args.dataset_name} ({split})", lambda opened=opened: opened
     return found
 
@@ -1172,12 +1189,7 @@ def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
     names = next((names for _, _, names in found.values() if names), None)  # of columns that are ids
     tags = set()
     for where, dataset, own in found.values():
-        used = used_tags(dataset)
-        if names and (own or names) != names or names and (unknown := set(used).difference(names)):
-            raise ValueError(
-                f"{where}: its labels, {', '.join(own or unknown)}, are not those of another split, {', '.join(names)}"
-            )
-        tags.update(used)
+        tags.update(used_tags(dataset, where, own, names))
     labels = label_list(tags, names)
     splits = {split: found[split][:2] for split in SPLITS if split in found}
     if args.validation_split:
@@ -1190,8 +1202,14 @@ def read_splits(args) -> tuple[dict[str, tuple[str, Dataset]], list[str]]:
     return splits, labels
 
 
-def used_tags(sentences: Dataset) -> list[str]:
-    return pc.unique(pc.list_flatten(_column(sentences, "tags"))).to_pylist()
+def used_tags(sentences: Dataset, where="", own=None, names=None) -> list[str]:
+    """The tags that occur. ValueError if the columns of two splits are ids, and do not mean the same (own, names)."""
+    used = pc.unique(pc.list_flatten(_column(sentences, "tags"))).to_pylist()
+    if names and (own or names) != names or names and (unknown := set(used).difference(names)):
+        raise ValueError(
+            f"{where}: its labels, {', '.join(own or unknown)}, are not those of another split, {', '.join(names)}"
+        )
+    return used
 
 
 def split_off(dataset: Dataset, share: float, seed: int) -> list[Dataset]:
@@ -1370,19 +1388,29 @@ def write_prepared(args, log=print) -> None:
     if not sum(fact["words"] for fact in facts):
         raise ValueError(f"{where}: no sentences")
     tags = {tag for fact in facts for tag in fact["labels"]}
-    for split, (_, dataset, _) in evaluated.items():
-        tags.update(used_tags(dataset))
+    for split, (shown, dataset, own) in evaluated.items():
+        tags.update(used_tags(dataset, shown, own, names))
         dataset.save_to_disk(os.path.join(folder, split))
-    labels, schemes = label_list(tags, names), {fact["scheme"] for fact in facts}
-    scheme = None if None in schemes else max(schemes, key=["IOB2", "BIOES", "BILOU"].index)
-    said = {}
+    everything = {
+        "labels": (labels := label_list(tags, names)),
+        "shards": [fact["labels"] for fact in facts],
+        "evaluated": {split: shown for split, (shown, _, _) in evaluated.items()},
+        "train": _together(facts, labels, where),
+    }
+    _write(os.path.join(folder, "prepared.json"), json.dumps(everything))
+
+
+def _together(facts: list[dict], labels: list[str], where: str) -> dict:
+    """What the shards say of themselves -> what is so of all of them."""
+    schemes = {fact["scheme"] for fact in facts}
+    said: dict[str, Finding] = {}
     for fact in facts:
         for number, what, shown in fact["findings"]:
             before = said.get(what, Finding(0, what, []))
             said[what] = Finding(before.number + number, what, (before.shown + shown)[:3])
-    everything = {
+    return {
         "where": where,
-        "scheme": scheme,
+        "scheme": None if None in schemes else max(schemes, key=["IOB2", "BIOES", "BILOU"].index),
         "findings": list(said.values()),
         "fingerprint": Hasher.hash([labels, [(fact["labels"], fact["fingerprint"]) for fact in facts]]),
         "num_sentences": sum(fact["sentences"] for fact in facts),
@@ -1391,19 +1419,12 @@ def write_prepared(args, log=print) -> None:
         "used": sorted({labels.index(label) for fact in facts for label in fact["used"]}),
         "subwords": sorted({i for fact in facts for i in fact["subwords"]}),
     }
-    shown = {split: where for split, (where, _, _) in evaluated.items()}
-    everything = {
-        "labels": labels,
-        "shards": [fact["labels"] for fact in facts],
-        "evaluated": shown,
-        "train": everything,
-    }
-    _write(os.path.join(folder, "prepared.json"), json.dumps(everything))
 
 
 def _write_shards(folder: str, records, size: int, where: str, names, args, tokenizer, log) -> list[dict]:
     """Reads here, does the rest in as many processes as there are cores -> what each shard says of itself."""
-    facts, pending, iob1, start, written = {}, {}, None, time.perf_counter(), 0
+    facts: dict[int, dict] = {}
+    pending, iob1, start, written = {}, None, time.perf_counter(), 0
     workers = len(os.sched_getaffinity(0))
 
     def settle(futures, at: int) -> None:

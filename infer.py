@@ -13,6 +13,7 @@ tagger("Maria lives in Oslo.")   # [{"entity_group": "PER", "score": 0.99, "word
 import argparse
 import colorsys
 import contextlib
+import glob
 import hashlib
 import itertools
 import json
@@ -337,14 +338,9 @@ def identity(path: str, kind: str, tagger: Tagger, args) -> tuple[dict, int]:
     return {"model": model.hexdigest(), "input": content.hexdigest(), **flags}, number
 
 
-def tag_file(tagger: Tagger, kind: str, args, rank: int, world_size: int) -> bool:
-    """args.input_file -> args.output_file, and with --skip_bad_lines its bad lines to args.output_file.errors.
-
-    -> whether there was anything to do. ValueError if the output is of another model, input or flags.
-    """
-    out, mine = args.output_file, f"{args.output_file}.run.json"
-    this, number = identity(args.input_file, kind, tagger, args)
-    parts, last = f"{out}.parts", -(-number // CHUNK)
+def open_output(out: str, this: dict) -> bool:
+    """Whether there is anything to do. ValueError if what is there is of another model, input or flags."""
+    mine = f"{out}.run.json"
     if os.path.exists(mine):
         with open(mine, encoding="utf-8") as file:
             before = json.load(file)
@@ -353,9 +349,22 @@ def tag_file(tagger: Tagger, kind: str, args, rank: int, world_size: int) -> boo
             raise ValueError(f"{out}: of another {different[0]} ({mine}); choose another --output_file or remove both")
     elif os.path.exists(out):
         raise ValueError(f"{out}: is there already; choose another --output_file or remove it")
-    elif rank == 0:
+    else:
+        for parts in glob.glob(f"{glob.escape(out)}.*.parts"):  # of an output that somebody gave up
+            shutil.rmtree(parts)
         network.write_whole(mine, json.dumps(this, indent=2))
-    if os.path.exists(out):
+    return not os.path.exists(out)
+
+
+def tag_file(tagger: Tagger, kind: str, args, rank: int, world_size: int) -> bool:
+    """args.input_file -> args.output_file, and with --skip_bad_lines its bad lines to args.output_file.errors.
+
+    -> whether there was anything to do. ValueError if the output is of another model, input or flags.
+    """
+    out = args.output_file
+    this, number = identity(args.input_file, kind, tagger, args)
+    parts, last = f"{out}.{hashlib.sha256(json.dumps(this).encode()).hexdigest()[:8]}.parts", -(-number // CHUNK)
+    if not network.from_rank_0(open_output, out, this):
         return False
     os.makedirs(parts, exist_ok=True)
 
@@ -370,16 +379,43 @@ def tag_file(tagger: Tagger, kind: str, args, rank: int, world_size: int) -> boo
                 if args.skip_bad_lines:
                     network.write_whole(part(i) + ".errors", bad)
                 network.write_whole(part(i), answers)
+            if world_size > 1 and i % (8 * world_size) == 0:
+                dist.barrier()  # ranks that are gone are missed soon, not at the end
             bar.update(len(chunk))
     bar.close()
     if world_size > 1:
         dist.barrier()
+        _send_parts(parts, last, rank, world_size)
     if rank == 0:
         if args.skip_bad_lines:
             _join(f"{out}.errors", [part(i) + ".errors" for i in range(last)])
         _join(out, [part(i) for i in range(last)], *around(args))
         shutil.rmtree(parts)
     return True
+
+
+def _send_parts(parts: str, last: int, rank: int, world_size: int) -> None:
+    """From ranks that do not share rank 0's disk: what it does not see there."""
+    sent = False
+    for i in network.from_rank_0(_missing, parts, last):
+        paths = [os.path.join(parts, f"{i:08}{suffix}") for suffix in ("", ".errors")]
+        if rank == i % world_size:
+            texts = [Path(path).read_bytes().decode() if os.path.exists(path) else None for path in paths]
+            dist.send_object_list(texts, 0)
+            sent = True
+        elif rank == 0:
+            texts = [None, None]
+            dist.recv_object_list(texts, i % world_size)
+            for path, text in zip(paths, texts):
+                if text is not None:
+                    network.write_whole(path, text)
+    dist.barrier()
+    if sent:
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def _missing(parts: str, last: int) -> list[int]:
+    return [i for i in range(last) if not os.path.exists(os.path.join(parts, f"{i:08}"))]
 
 
 def _join(path: str, parts: list[str], head: str = "", end: str = "") -> None:
@@ -490,8 +526,8 @@ def main() -> None:
         if args.stride is None:
             args.stride = run_settings(args.model)[0].stride
         tagger = Tagger(args.model, args.batch_size, args.stride, args.precision)
-        if world_size > 1:  # some ranks may have to wait long for the others
-            network.join_process_group("gloo", rank, world_size, timedelta(days=7))
+        if world_size > 1:
+            network.join_process_group("gloo", rank, world_size, timedelta(minutes=30))
         if args.evaluate:
             evaluate(tagger, args, rank, world_size)
         elif args.output_file:

@@ -154,7 +154,7 @@ class Vocabulary(nn.Embedding):
         self.rest = nn.Parameter(rest.detach().clone(), False)  # [V - U, H]
 
     @property
-    def weight(self) -> torch.Tensor:  # [V, H]
+    def weight(self) -> torch.Tensor:  # type: ignore[override]  # [V, H]
         return torch.cat([whole(self.rows), whole(self.rest)])[self.at]
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -398,6 +398,21 @@ def join_process_group(backend: str, rank: int, world_size: int, timeout: timede
     store = dist.PrefixStore(name or token, store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     atexit.register(leave_process_group)
+
+
+def from_rank_0(function, *arguments):
+    """Calls it on rank 0 alone; all ranks return what it returned, or raise what it raised: none runs ahead."""
+    outcome = [None, None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            outcome[0] = function(*arguments)
+        except (OSError, ValueError) as error:
+            outcome[1] = error
+    if dist.is_initialized():
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1]:
+        raise outcome[1]
+    return outcome[0]
 
 
 @contextlib.contextmanager
@@ -660,7 +675,7 @@ def find_checkpoint(folder: str, which: str, identity: dict, log) -> str | None:
 
 def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> dict:
     """Fills model and optimizer on all ranks with what rank 0 reads (they may not share its disk) -> the state."""
-    weights, moments, state = {}, {}, [{}, []]
+    weights, moments, state = {}, {}, [{}, []]  # type: tuple[dict, dict, list]
     if rank == 0:
         weights = safetensors.load_file(os.path.join(path, "model.safetensors"))
         moments = safetensors.load_file(os.path.join(path, "optimizer.safetensors"))

@@ -154,21 +154,6 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
-def from_rank_0(function, *arguments):
-    """Calls it on rank 0 alone; all ranks return what it returned, or raise what it raised: none runs ahead."""
-    outcome = [None, None]
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        try:
-            outcome[0] = function(*arguments)
-        except (OSError, ValueError) as error:
-            outcome[1] = error
-    if dist.is_initialized():
-        dist.broadcast_object_list(outcome, src=0)
-    if outcome[1]:
-        raise outcome[1]
-    return outcome[0]
-
-
 def sum_over_ranks(on_device: torch.Tensor, *values: float) -> list[float]:
     """This rank's figures, the first one a tensor on the device that the collective runs on -> the sums over ranks."""
     sums = torch.stack([on_device.double(), *torch.tensor(values, device=on_device.device, dtype=torch.float64)])
@@ -197,7 +182,7 @@ def release_signals() -> None:
 
 def collate_without_padding(raw_model, collate, longest: int, parts: int):
     """How training collates on a CPU: sentences end to end if this encoder can read them so, else as before."""
-    first_position = from_rank_0(network.read_end_to_end, raw_model, longest)
+    first_position = network.from_rank_0(network.read_end_to_end, raw_model, longest)
     if first_position is None:
         return collate
     raw_model.set_attn_implementation("sentences")
@@ -288,12 +273,12 @@ def main() -> None:
         identity |= {f"{name} data": split.fingerprint for name, split in splits.items()}
         finished = checkpoint = None
         if not args.benchmark:
-            finished = from_rank_0(network.open_run, args.output_dir, settings, identity)
+            finished = network.from_rank_0(network.open_run, args.output_dir, settings, identity)
             which = args.resume_from_checkpoint
             which = "never" if finished or args.overwrite_output_dir and which == "auto" else which
-            checkpoint = from_rank_0(network.find_checkpoint, args.output_dir, which, identity, log)
+            checkpoint = network.from_rank_0(network.find_checkpoint, args.output_dir, which, identity, log)
         run_name = os.path.basename(os.path.abspath(args.output_dir))
-        repo_id = args.push_to_hub and from_rank_0(
+        repo_id = args.push_to_hub and network.from_rank_0(
             network.open_repo, args.hub_model_id or run_name, args.hub_private_repo
         )
     if finished:
@@ -332,7 +317,7 @@ def main() -> None:
         read = collate_without_padding(raw_model, collate, tokenizer.model_max_length, parts)
         network.swap_dropout(raw_model)
         network.keep_freed_memory()
-    network.freeze(raw_model, from_rank_0(network.unused, raw_model))
+    network.freeze(raw_model, network.from_rank_0(network.unused, raw_model))
     network.train_only(raw_model, train.vocabulary())
     if args.fsdp:
         network.shard(raw_model, precision, device)
@@ -364,7 +349,7 @@ def main() -> None:
 
     # From here on the output folder is ours
     if not args.benchmark:
-        from_rank_0(network.begin_run, args.output_dir, settings, bool(checkpoint))
+        network.from_rank_0(network.begin_run, args.output_dir, settings, bool(checkpoint))
     if rank == 0 and not args.benchmark:
         writer = SummaryWriter(os.path.join(args.output_dir, "runs"), purge_step=step + 1)
     else:
@@ -495,9 +480,9 @@ def main() -> None:
                     best_step, best = step, scores
                     weights = network.gathered(raw_model.state_dict())
                     with data.errors_exit(1):
-                        from_rank_0(network.save_model, raw_model, weights, tokenizer, args.output_dir)
-                        from_rank_0(write_report, args.output_dir, validation, labels, best, found, known)
-                        from_rank_0(write_card, {"validation": best}, seconds)
+                        network.from_rank_0(network.save_model, raw_model, weights, tokenizer, args.output_dir)
+                        network.from_rank_0(write_report, args.output_dir, validation, labels, best, found, known)
+                        network.from_rank_0(write_card, {"validation": best}, seconds)
                     if repo_id and rank == 0:
                         pushing = network.push(args.output_dir, repo_id, f"Step {step}: {shown}", log, pushing)
 
@@ -510,7 +495,9 @@ def main() -> None:
                 )
                 with data.errors_exit(1):
                     limit = args.save_total_limit
-                    saved = from_rank_0(network.save_checkpoint, args.output_dir, weights, moments, state, limit)
+                    saved = network.from_rank_0(
+                        network.save_checkpoint, args.output_dir, weights, moments, state, limit
+                    )
             if over():
                 break
     bar.close()
@@ -538,7 +525,7 @@ def main() -> None:
     if not validation:
         weights = network.gathered(raw_model.state_dict())
         with data.errors_exit(1):
-            from_rank_0(network.save_model, raw_model, weights, tokenizer, args.output_dir)
+            network.from_rank_0(network.save_model, raw_model, weights, tokenizer, args.output_dir)
     scored = {"eval": best} if validation else {}
     if test:
         best_model = network.load_best(args.output_dir, raw_model, rank, precision)
@@ -564,8 +551,10 @@ def main() -> None:
         for summary in hparams(shown, measured):
             writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
     with data.errors_exit(1):
-        from_rank_0(write_card, {"validation" if split == "eval" else split: s for split, s in scored.items()}, seconds)
-        from_rank_0(network.finish_run, args.output_dir, results)
+        network.from_rank_0(
+            write_card, {"validation" if split == "eval" else split: s for split, s in scored.items()}, seconds
+        )
+        network.from_rank_0(network.finish_run, args.output_dir, results)
     for split, scores in scored.items():
         log(f"\n{split}: {scores['words']:,} words, loss {scores['loss']:.4f}, accuracy {scores['accuracy']:.4f}")
         log(metrics.table(scores))

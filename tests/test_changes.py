@@ -86,11 +86,11 @@ CHANGES = {
             (
                 "                    weights = network.gathered(raw_model.state_dict())\n"
                 "                    with data.errors_exit(1):\n"
-                "                        from_rank_0(network.save_model, raw_model, ",
+                "                        network.from_rank_0(network.save_model, raw_model, ",
                 "                    merged = copy.deepcopy(raw_model).merge_and_unload()\n"
                 "                    weights = merged.state_dict()\n"
                 "                    with data.errors_exit(1):\n"
-                "                        from_rank_0(network.save_model, merged, ",
+                "                        network.from_rank_0(network.save_model, merged, ",
             ),
         ],
     ),

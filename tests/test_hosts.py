@@ -1,6 +1,9 @@
 """Two hosts: network namespaces with addresses, names, caches and disks of their own, and a link that is cut."""
 
+import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +16,9 @@ import pytest
 import torch
 from conftest import ROOT, flat, results, run, weights
 
+import data
+import model as network
+
 HOSTS = ("first-host", "second-host")
 ENDPOINT = ["--rdzv-backend=c10d", "--rdzv-endpoint=first-host:29500"]
 TIMEOUT = 8  # seconds of a collective, in the test whose link is cut
@@ -22,8 +28,8 @@ def ip(*words) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
-def link():
+@contextlib.contextmanager
+def two_hosts():
     """Names of two namespaces joined by a pair of virtual cards; what is in them is killed at the end."""
     names = [f"nano-{uuid.uuid4().hex[:6]}" for _ in HOSTS]
     try:
@@ -37,22 +43,23 @@ def link():
             hosts = Path("/etc/netns") / name / "hosts"
             hosts.parent.mkdir(parents=True)
             hosts.write_text("127.0.0.1 localhost\n" + "".join(f"10.77.0.{i} {h}\n" for i, h in enumerate(HOSTS, 1)))
-        can = subprocess.run(["ip", "netns", "exec", names[0], "unshare", "--uts", "--mount", "true"]).returncode == 0
-    except (OSError, subprocess.CalledProcessError) as error:
-        can = False
-        print(error)
-    if not can:
-        _remove(names)
-        pytest.skip("needs root, and Debian's iproute2, to make two hosts")
-    yield names
-    _remove(names)
+        subprocess.run(["ip", "netns", "exec", names[0], "unshare", "--uts", "--mount", "true"], check=True)
+        yield names
+    finally:
+        for name in names:
+            _kill(name)
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+            shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
 
 
-def _remove(names) -> None:
-    for name in names:
-        _kill(name)
-        subprocess.run(["ip", "netns", "del", name], capture_output=True)
-        shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
+@pytest.fixture(scope="module")
+def link():
+    with contextlib.ExitStack() as stack:
+        try:
+            names = stack.enter_context(two_hosts())
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"needs root, and Debian's iproute2, to make two hosts: {error}")
+        yield names
 
 
 def _inside(name: str) -> list[int]:
@@ -99,6 +106,7 @@ def finish(processes, link, folder: Path, seconds: float) -> list[tuple[int, str
 
 
 def torchrun(script: str, *flags, each: int = 1) -> list:
+    """The README's command for several hosts."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--nproc-per-node={each}", *ENDPOINT]
     return [*launch, *map(str, [ROOT / script.split()[0], *script.split()[1:], *flags])]
 
@@ -126,6 +134,43 @@ def test_two_hosts_end_with_the_result_of_the_same_ranks_on_one(link, corpus, st
     assert results(place / "one")["train_loss"] == pytest.approx(results(place / "shared" / "out")["train_loss"])
     for number in range(2):  # three splits, each read and tokenized once
         assert len(list((place / f"cache{number}").rglob("nanotagger/*.arrow"))) == 3
+
+
+def test_a_file_is_tagged_by_two_hosts_that_share_no_disk(link, still, place):
+    """What the second host has tagged goes to rank 0's output; again, both find it done."""
+    model = network.load_model(still, ["O", "B-X", "I-X"])
+    model.save_pretrained(place / "model")
+    data.load_tokenizer(still).save_pretrained(place / "model")
+    with open(place / "texts.jsonl", "w", encoding="utf-8") as file:
+        for number in range(3000):  # three chunks, the second one's rank is on the second host
+            file.write(json.dumps({"text": f"call {number} Oslo\r of"}) + "\n" if number % 1000 else "broken\n")
+    flags = [place / "model", "--input_file", place / "texts.jsonl", "--skip_bad_lines", "--precision", "fp32"]
+    command = torchrun("infer.py", *flags, "--output_file", "shared/out.jsonl")
+    for again in (False, True):
+        done = finish(start(link, place, *command), link, place, 100)
+        assert [code for code, _ in done] == [0, 0], done
+        assert ("holds these answers already" in done[0][1]) == again
+    here = run("infer.py", *flags, "--output_file", place / "one.jsonl")
+    assert here.returncode == 0, here.stderr
+    for suffix in ("", ".errors"):
+        assert (place / f"one.jsonl{suffix}").read_bytes() == (place / "shared" / f"out.jsonl{suffix}").read_bytes()
+    assert sorted(path.name for path in (place / "shared").iterdir()) == [
+        "out.jsonl",
+        "out.jsonl.errors",
+        "out.jsonl.run.json",
+    ]
+
+
+@pytest.mark.slow
+def test_the_readmes_recipe_runs_as_printed(link, corpus, still, place):
+    """Eight ranks a host."""
+    (line,) = re.findall(r"^torchrun --nnodes.*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    flags = f"{' '.join(flat(corpus))} --model_name_or_path {still} --max_steps 4 --output_dir shared/out"
+    script = f"{ROOT / 'train.py'} {flags}"
+    command = f"{Path(sys.executable).parent}/{line.replace('train.py ...', script)}"
+    done = finish(start(link, place, *command.split()), link, place, 300)
+    assert [code for code, _ in done] == [0, 0], done
+    assert results(place / "shared" / "out")["world_size"] == 16
 
 
 @pytest.mark.slow

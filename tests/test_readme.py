@@ -32,7 +32,7 @@ def copy(encoders, tmp_path_factory):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     rows = read(ROOT / "samples" / "train.conll")[:40]
-    for name in ("train.conll", "dev.conll", "test.conll"):
+    for name in ("train.conll", "dev.conll", "test.conll", "huge.conll"):
         write_conll(folder / name, rows)
     columns = {"tokens": [row["tokens"] for row in rows], "ner_tags": [row["tags"] for row in rows]}
     table = datasets.Dataset.from_dict(columns)
