@@ -179,12 +179,11 @@ class Vocabulary(nn.Embedding):
 
 
 def train_only(model: PreTrainedModel, ids: np.ndarray) -> None:
-    """Of the word embeddings, the rows `ids` and padding's: optimizer and all-reduce never see the rest."""
+    """Of the word embeddings, the rows `ids`, padding's among them: optimizer and all-reduce never see the rest."""
     embedding = model.get_input_embeddings()
     if type(embedding) is nn.Embedding:
-        padding = [] if embedding.padding_idx is None else [embedding.padding_idx]
         embedding.__class__ = Vocabulary
-        embedding.use(np.union1d(ids, padding).astype(np.int64))
+        embedding.use(np.unique(ids).astype(np.int64))
 
 
 def _kept(shape: torch.Size, p: float) -> torch.Tensor:

@@ -310,7 +310,8 @@ def main() -> None:
         raw_model.to(device)
     warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # its successor is not there on torch 2.11
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # of which we change nothing
-    collate = functools.partial(data.collate, pad_token_id=tokenizer.pad_token_id or 0)
+    padding = tokenizer.pad_token_id or 0
+    collate = functools.partial(data.collate, pad_token_id=padding)
     read = collate
     if device.type == "cpu":
         parts = 16 if args.group_by_length else 64  # batches of like length are of all sizes
@@ -318,7 +319,7 @@ def main() -> None:
         network.swap_dropout(raw_model)
         network.keep_freed_memory()
     network.freeze(raw_model, network.from_rank_0(network.unused, raw_model))
-    network.train_only(raw_model, train.vocabulary())
+    network.train_only(raw_model, np.append(train.vocabulary(), padding))
     if args.fsdp:
         network.shard(raw_model, precision, device)
     optimizer = torch.optim.AdamW(network.parameter_groups(raw_model, args.weight_decay), lr=0.0, fused=True)

@@ -309,14 +309,14 @@ def test_grouping_by_length_takes_the_padding_away():
 
 
 @pytest.mark.parametrize("group_by_length", [False, True])
-@pytest.mark.parametrize("number", [2**18 + 1, 300_007, 2**19])
+@pytest.mark.parametrize("number", [2**18 + 1, 300_007])
 def test_a_large_epochs_order_is_computed_and_holds_every_row_once(number, group_by_length):
     lengths = np.random.default_rng(1).integers(3, 60, number)
-    batches = [list(data.global_batches(lengths, 64, 42, epoch, group_by_length)) for epoch in (0, 1)]
+    batches = [list(data.global_batches(lengths, 512, 42, epoch, group_by_length)) for epoch in (0, 1)]
     for epoch in batches:
         assert (np.sort(np.concatenate(epoch)) == np.arange(number)).all()
-    later = next(data.global_batches(lengths, 64, 42, 0, group_by_length, first=3000))
-    assert (later == batches[0][3000]).all() and not (batches[0][0] == batches[1][0]).all()
+    later = next(data.global_batches(lengths, 512, 42, 0, group_by_length, first=300))
+    assert (later == batches[0][300]).all() and not (batches[0][0] == batches[1][0]).all()
     if group_by_length:
         padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches[0])
         assert 1 - lengths.sum() / padded < 0.05

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import flat, results, run, weights
+from conftest import flat, results, run, train, weights
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -107,7 +107,8 @@ def test_other_encoders_are_sharded_too(kind, corpus, encoders, tmp_path):
     assert max(abs(a - b) for a, b in zip(*(one.losses for one in ran))) < 1e-4
 
 
-def test_it_needs_torchrun(corpus, still, tmp_path):
-    done = run("train.py", *flat(corpus), "--model_name_or_path", still, "--fsdp", "--output_dir", tmp_path / "out")
-    assert done.returncode == 2 and done.stderr == "error: --fsdp needs torchrun, and fp32 or bf16\n"
+def test_it_needs_torchrun(corpus, still, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(*flat(corpus), "--model_name_or_path", still, "--fsdp", "--output_dir", tmp_path / "out")
+    assert capsys.readouterr().err.endswith("error: --fsdp needs torchrun, and fp32 or bf16\n")
     assert not (tmp_path / "out").exists()

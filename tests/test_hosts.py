@@ -136,6 +136,7 @@ def test_two_hosts_end_with_the_result_of_the_same_ranks_on_one(link, corpus, st
         assert len(list((place / f"cache{number}").rglob("nanotagger/*.arrow"))) == 3
 
 
+@pytest.mark.slow
 def test_a_file_is_tagged_by_two_hosts_that_share_no_disk(link, still, place):
     """What the second host has tagged goes to rank 0's output; again, both find it done."""
     model = network.load_model(still, ["O", "B-X", "I-X"])

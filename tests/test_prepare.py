@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,13 +177,18 @@ def _lives(child: str) -> bool:
         return False
 
 
-def test_data_py_prepares_and_train_py_resumes_in_mid_epoch_on_other_ranks(encoders, corpus, tmp_path):
+@pytest.mark.slow
+def test_the_real_commands(encoders, corpus, tmp_path):
+    """Prepared once, trained on by one process, and from its checkpoint by two ranks."""
     model = ["--model_name_or_path", encoders["wordpiece"]]
     done = run("data.py", *flat(corpus), *model, "--prepare", tmp_path / "p")
     assert done.returncode == 0 and "is ready: train.py --dataset_name" in done.stdout, done.stderr
-    flags = ["--dataset_name", tmp_path / "p", *model, "--max_steps", 6, "--precision", "fp32", "--save_steps", 3]
-    flags += ["--logging_steps", 2, "--eval_steps", 3]
-    train(*flags, "--per_device_train_batch_size", 4, "--output_dir", tmp_path / "two", ranks=2)
+    flags = ["--dataset_name", tmp_path / "p", *model, "--max_steps", 12, "--precision", "fp32", "--save_steps", 3]
+    train(*flags, "--per_device_train_batch_size", 8, "--output_dir", tmp_path / "one")
+    leave = shutil.ignore_patterns("all_results.json", "step-00000012")
+    shutil.copytree(tmp_path / "one", tmp_path / "two", ignore=leave)
+    said = train(*flags, "--per_device_train_batch_size", 4, "--output_dir", tmp_path / "two", ranks=2)
+    assert "resumed from" in said and "step-00000009" in said  # in the midst of the second epoch of eight steps
     assert results(tmp_path / "two")["world_size"] == 2
     bad = run("train.py", "--dataset_name", tmp_path / "p", *model, "--stride", 3, "--output_dir", tmp_path / "bad")
     assert bad.returncode == 2 and re.fullmatch(r"error: .*prepared with another --stride; .*\n", bad.stderr)

@@ -77,7 +77,7 @@ def test_sentences_end_to_end_give_the_logits_loss_and_gradients_of_a_padded_bat
     plain_loss, plain_logits, plain = loss_and_gradients(copy.deepcopy(model), data.collate(rows(pad), pad))
     first = network.read_end_to_end(model, longest=512)
     assert first == (2 if "roberta" in name else 0)
-    network.train_only(model, np.unique(np.concatenate([ids for ids, _ in rows(pad)])))
+    network.train_only(model, np.append(np.concatenate([ids for ids, _ in rows(pad)]), pad))
     layout = functools.partial(network.layout, heads=2)
     batch = data.collate_end_to_end(rows(pad), pad, first, layout)
     assert batch["input_ids"].shape == (1, 384) and sum(LENGTHS) == 380
@@ -213,7 +213,7 @@ def test_frozen_word_embeddings_stay_frozen():
 
 def test_a_loaded_state_is_what_training_goes_on_from():
     model = encoder(CONFIGS["bert"])
-    network.train_only(model, np.array([7, 8, 250]))
+    network.train_only(model, np.array([250, 7, 8, 0]))
     embedding = model.get_input_embeddings()
     assert embedding.at.argsort()[:4].tolist() == [0, 7, 8, 250] and embedding.rows.shape == (4, 32)
     other = encoder(CONFIGS["bert"]).state_dict()
