@@ -117,14 +117,15 @@ def place(tmp_path):
     return tmp_path
 
 
-def test_two_hosts_end_with_the_result_of_the_same_ranks_on_one(link, corpus, still, place):
-    """Two ranks each; caches and disks of their own. Of each host's ranks one tokenizes."""
+@pytest.mark.parametrize("each", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_hosts_end_with_the_result_of_the_same_ranks_on_one(each, link, corpus, still, place):
+    """Caches and disks of their own. Of each host's ranks one tokenizes."""
     flags = [*flat(corpus), "--model_name_or_path", still, "--precision", "fp32", "--max_steps", 6, "--eval_steps", 3]
-    flags += ["--per_device_train_batch_size", 2]
-    command = torchrun("train.py", *flags, "--output_dir", "shared/out", each=2)
+    flags += ["--per_device_train_batch_size", 4 // each]
+    command = torchrun("train.py", *flags, "--output_dir", "shared/out", each=each)
     done = finish(start(link, place, *command), link, place, 100)
     assert [code for code, _ in done] == [0, 0], done
-    here = run("train.py", *flags, "--output_dir", place / "one", ranks=4)
+    here = run("train.py", *flags, "--output_dir", place / "one", ranks=2 * each)
     assert here.returncode == 0, here.stderr
     assert sum("test: " in said for _, said in done) == 1
     one, two = weights(place / "one"), weights(place / "shared" / "out")  # rank 0 is of the name that sorts first
