@@ -1023,8 +1023,8 @@ IN_MEMORY = 2**18  # rows of which a whole permutation is drawn; of more, each p
 def shuffled(positions: np.ndarray, number: int, keys: np.ndarray) -> np.ndarray:
     """positions -> what stands there in a random order of range(number), computed one by one: a Feistel network over
     the next power of 2, walked until it is inside (Black and Rogaway, 2002). keys: uint64, one a round."""
-    low = np.uint64(max(2, (number - 1).bit_length()) // 2)
-    masks = np.uint64(2) ** low - 1, np.uint64(2) ** np.uint64(max(2, (number - 1).bit_length()) - low) - 1
+    bits = max(2, (number - 1).bit_length())
+    low, masks = np.uint64(bits // 2), [np.uint64(2**size - 1) for size in (bits // 2, bits - bits // 2)]
     found, outside = positions.astype(np.uint64), np.ones(len(positions), bool)
     while outside.any():
         halves = [found[outside] & masks[0], found[outside] >> low]
@@ -1333,6 +1333,8 @@ def write_shard(path: str, records: list, start: int, where: str, names, args, t
     table = table.append_column("place", pa.array(np.repeat(np.array(first_lines, np.int64), split.rows.windows())))
     with pa.OSFile(path + ".new", "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table.combine_chunks())
+    with open(path + ".new", "rb") as file:
+        os.fsync(file.fileno())
     found = findings(split, labels, tokenizer.model_max_length)
     facts = {
         "labels": labels,
@@ -1354,6 +1356,7 @@ def write_shard(path: str, records: list, start: int, where: str, names, args, t
 def _begin_worker() -> None:
     """One shard, one core; and no worker outlives a parent that was killed (Linux's PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's
     torch.set_num_threads(1)
     quiet(progress=False)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -1549,31 +1552,39 @@ def _notes_of_reader(where: str, dataset: Dataset) -> list[Finding]:
     return [Finding(len(shown), what, shown) for what, shown in kinds.items()]
 
 
-def report(splits: dict[str, Split], labels: list[str], tokenizer, args) -> str:
+def _figures(split: Split, labels: list[str]) -> list[str]:
+    rows, kinds = split.rows, split.tags
+    if split.scheme:
+        kinds = kinds[entity_begins(split.tags, split.lengths, labels)]
+    kinds = [labels[i][2:] if split.scheme else labels[i] for i in kinds]
+    counts = [f"{kind} {number:,}" for kind, number in zip(*np.unique(kinds, return_counts=True))]
+    return [
+        f"  {'entities' if split.scheme else 'words by tag'}: {', '.join(counts)}",
+        f"  words a sentence: {_quantiles(split.lengths)}",
+        f"  subwords a sentence: {_quantiles(rows.subwords[rows.subwords > 0])}",
+        f"  sentences in several windows: {np.count_nonzero(rows.windows() > 1):,} | words that vanish: "
+        f"{len(rows.vanished):,}",
+    ]
+
+
+def report(splits: dict, labels: list[str], tokenizer, args) -> str:
     """What `python data.py` prints: figures of every split, what checks() has to say, the first sentences aligned."""
     lines = []
     for name, split in splits.items():
-        rows, kinds = split.rows, split.tags
-        if split.scheme:
-            kinds = kinds[entity_begins(split.tags, split.lengths, labels)]
-        kinds = [labels[i][2:] if split.scheme else labels[i] for i in kinds]
-        counts = [f"{kind} {number:,}" for kind, number in zip(*np.unique(kinds, return_counts=True))]
-        lines += [
-            f"{name}: {split.where}",
-            f"  {len(split.lengths):,} sentences, {len(split.tags):,} words, {split.scheme or 'plain'} tags",
-            f"  {'entities' if split.scheme else 'words by tag'}: {', '.join(counts)}",
-            f"  words a sentence: {_quantiles(split.lengths)}",
-            f"  subwords a sentence: {_quantiles(rows.subwords[rows.subwords > 0])}",
-            f"  sentences in several windows: {np.count_nonzero(rows.windows() > 1):,} | words that vanish: "
-            f"{len(rows.vanished):,} | words with an unknown subword: {split.num_unknown / len(split.tags):.2%}",
-        ]
+        lines.append(f"{name}: {split.where}")
+        lines.append(f"  {split.num_sentences:,} sentences, {split.num_words:,} words, {split.scheme or 'plain'} tags")
+        lines += _figures(split, labels) if isinstance(split, Split) else [f"  prepared: {len(split.rows):,} rows"]
+        lines[-1] += f" | words with an unknown subword: {split.num_unknown / split.num_words:.2%}"
     train, size = splits["train"], args.per_device_train_batch_size
     for by_length, how in ((False, "in random order"), (True, "with --group_by_length")):
-        batches = global_batches(train.rows.lengths, size, args.seed, 0, by_length)
-        padded = sum(int(train.rows.lengths[rows].max()) * len(rows) for rows in batches)
-        lines.append(f"padding in training batches of {size} {how}: {1 - train.rows.lengths.sum() / padded:.1%}")
+        batches = itertools.islice(global_batches(train.rows.lengths, size, args.seed, 0, by_length), 1000)
+        tokens, padded = np.sum(
+            [(train.rows.lengths[b].sum(), train.rows.lengths[b].max() * len(b)) for b in batches], 0
+        )
+        lines.append(f"padding in training batches of {size} {how}: {1 - tokens / padded:.1%}")
     lines += [f"note: {note}" for note in checks(splits, labels, tokenizer.model_max_length)]
-    for sentence in itertools.islice((sentence for sentence in train.sentences if sentence["tokens"]), 2):
+    sentences = train.sentences if isinstance(train, Split) else []
+    for sentence in itertools.islice((sentence for sentence in sentences if sentence["tokens"]), 2):
         lines += ["", *_above(sentence["tokens"], sentence["tags"])]
     for input_ids, tags in itertools.islice(train.rows, 2):
         lines += ["", *_above(tokenizer.convert_ids_to_tokens(input_ids.tolist()), [str(tag) for tag in tags])]
@@ -1625,7 +1636,12 @@ def main() -> None:
     with errors_exit(2):
         args = Parser(LookArguments, __doc__).parse(sys.argv[1:])
         if args.prepare:
-            write_prepared(args)
+            try:
+                write_prepared(args)
+            except concurrent.futures.BrokenExecutor:
+                raise OSError(f"{args.prepare}: a process was killed (memory?); the same command goes on") from None
+            except KeyboardInterrupt:
+                raise OSError(f"{args.prepare}: stopped; the same command goes on") from None
             print(f"{args.prepare} is ready: train.py --dataset_name {args.prepare}")
             return
         start = time.perf_counter()

@@ -499,9 +499,10 @@ def gathered(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """On rank 0 each of them once, whole, on the CPU; elsewhere nothing is kept. No copies where nothing is sharded."""
     keep, found = not dist.is_initialized() or dist.get_rank() == 0, {}
     for name, tensor in tensors.items():
-        tensor = whole(tensor).cpu()
+        tensor = whole(tensor)
         if keep:
-            found.setdefault((tensor.data_ptr(), tensor.shape), (name, tensor.contiguous()))
+            tensor = tensor.cpu().contiguous()
+            found.setdefault((tensor.data_ptr(), tensor.shape), (name, tensor))
     return dict(found.values())
 
 
@@ -686,8 +687,9 @@ def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimize
             state = [json.load(file), list(weights)]
     if dist.is_initialized():
         dist.broadcast_object_list(state, src=0)
-    tensors = _tensors(model)
-    _send({name: tensors[name] for name in state[1]}, weights)
+    tensors, missing = _tensors(model), dict(model.named_parameters()).keys() - set(state[1])
+    assert not missing, f"{path}: no values for {missing}"
+    _send({name: tensors[name] for name in state[1] if name in tensors}, weights)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     empty = {
         i: {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}

@@ -345,8 +345,9 @@ def main() -> None:
     )  # this rank's
     logged_loss, logged_step = state["loss"], step
     broken_at = torch.full((), -1, device=device)  # the first step whose gradient is not finite
-    alone = world_size == 1 or args.fsdp
-    model = raw_model if alone else DistributedDataParallel(raw_model, broadcast_buffers=False)
+    model = raw_model
+    if world_size > 1 and not args.fsdp:
+        model = DistributedDataParallel(raw_model, broadcast_buffers=False)
 
     # From here on the output folder is ours
     if not args.benchmark:
@@ -491,14 +492,11 @@ def main() -> None:
                 state = {"step": step, "skipped": skipped, "best_step": best_step, "best": best, "seconds": seconds}
                 state |= {"sentences": sentences, "tokens": tokens, "loss": sum_over_ranks(total_loss)[0]}
                 state |= {"scaler": scaler.state_dict(), "identity": identity}
-                weights, moments = (
-                    network.gathered(x) for x in (raw_model.state_dict(), network.moments_of(raw_model, optimizer))
-                )
+                weights = network.gathered(raw_model.state_dict())
+                moments = network.gathered(network.moments_of(raw_model, optimizer))
+                checkpoint = args.output_dir, weights, moments, state, args.save_total_limit
                 with data.errors_exit(1):
-                    limit = args.save_total_limit
-                    saved = network.from_rank_0(
-                        network.save_checkpoint, args.output_dir, weights, moments, state, limit
-                    )
+                    saved = network.from_rank_0(network.save_checkpoint, *checkpoint)
             if over():
                 break
     bar.close()

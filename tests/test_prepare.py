@@ -71,6 +71,20 @@ def test_what_is_prepared_trains_as_what_is_read(small_shards, encoders, corpus,
         assert results(tmp_path / "a")[name] == results(tmp_path / "b")[name]
 
 
+def test_a_look_at_what_is_prepared(small_shards, encoders, corpus, tmp_path):
+    prepare(tmp_path / "p", corpus, encoders["wordpiece"])
+    args = data.LookArguments(dataset_name=str(tmp_path / "p"), model_name_or_path=encoders["wordpiece"])
+    _, tokenizer, splits, labels = data.load(args)
+    said = data.report(splits, labels, tokenizer, args).splitlines()
+    words = sum(len(row["tokens"]) for row in read(corpus["--train_file"]))
+    assert said[:2] == [f"train: {corpus['--train_file']}", f"  61 sentences, {words:,} words, IOB2 tags"]
+    assert said[2].startswith("  prepared: 61 rows | words with an unknown subword: ")
+    files = data.LookArguments(model_name_or_path=encoders["wordpiece"], **{k[2:]: v for k, v in corpus.items()})
+    _, tokenizer, splits, labels = data.load(files)
+    expected = data.report(splits, labels, tokenizer, files).splitlines()
+    assert said[3:] and [line for line in said[3:] if line not in expected] == []
+
+
 def test_labels_are_known_only_when_all_shards_are(small_shards, encoders, tmp_path):
     """A shard numbers the tags that it has; in training they are those of the whole corpus."""
     rows = [{"tokens": ["Peter", "sleeps"], "tags": [f"B-{kind}", "O"]} for kind in ["Z"] * 9 + ["A"] * 9 + ["M"] * 3]
@@ -168,6 +182,20 @@ def test_a_killed_preparation_goes_on_and_ends_as_one_that_was_not(encoders, tmp
     names = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file())
     for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_an_interrupted_preparation_says_how_to_go_on(encoders, tmp_path):
+    write_conll(tmp_path / "x.conll", read(ROOT / "samples" / "train.conll") * 8)
+    flags = ["--train_file", tmp_path / "x.conll", "--model_name_or_path", encoders["wordpiece"], "--prepare"]
+    command = [sys.executable, "-c", SMALL_SHARDS, *map(str, flags), tmp_path / "p"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while len(list(tmp_path.glob("p/train/*.json"))) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 2 and stderr == f"error: {tmp_path / 'p'}: stopped; the same command goes on\n"
 
 
 def _lives(child: str) -> bool:
