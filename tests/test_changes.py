@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, flat, weights
 from safetensors.torch import load_file
 
-LOSS = """                    loss = F.cross_entropy(logits.float().flatten(0, 1), gold.flatten(), reduction="sum")
+LOSS = """                loss = F.cross_entropy(logits.float().flatten(0, 1), gold.flatten(), reduction="sum")
 """
 LOADED = "        network.check_labels(raw_model, "
 # Emissions -> the log marginals of a linear chain over a row's subwords: cross-entropy, argmax, scores as before.
@@ -54,7 +54,7 @@ CHANGES = {
             (
                 LOSS,
                 LOSS.replace('"sum"', '"none"').replace("loss =", "losses =")
-                + "                    loss = ((1 - torch.exp(-losses)) ** 2 * losses).sum()\n",
+                + "                loss = ((1 - torch.exp(-losses)) ** 2 * losses).sum()\n",
             )
         ],
     ),
