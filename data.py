@@ -1296,16 +1296,14 @@ class Prepared(NamedTuple):
         return f"{self.where}:{place}" if place > 0 else f"{self.where}: row {1 - place}"
 
 
-def _settings(content: str, args, tokenizer) -> dict:
-    """What a prepared split depends on; what of it is said in training too comes first."""
-    of_training = {
+def _of_training(args, tokenizer) -> dict:
+    """What a prepared folder depends on that training is told too; it has to be the same."""
+    return {
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "--max_seq_length": tokenizer.model_max_length,
         "--stride": args.stride,
         "--label_all_tokens": args.label_all_tokens,
     }
-    columns = ("text_column_name", "label_column_name", "task_name", "widen_spans")
-    return of_training | {"data": content} | {f"--{name}": getattr(args, name) for name in columns}
 
 
 def _write(path: str, text: str) -> None:
@@ -1367,27 +1365,28 @@ def write_prepared(args, log=print) -> None:
     folder, (_, tokenizer) = args.prepare, load_encoder(args)
     if args.validation_split:
         raise ValueError("--prepare: --validation_split would need all sentences at once; give --validation_file")
-    evaluated, train = {}, None
-    for split, (where, opened) in sources(args).items():
-        if split == "train":
-            train = where, *opened()
-        else:
-            evaluated[split] = where, *read_source(where, *opened(), args)
-    if not train:
+    opened = {split: (where, *opens()) for split, (where, opens) in sources(args).items()}
+    if "train" not in opened:
         raise ValueError("nothing to train on: " + (args.dataset_name or "--train_file is missing"))
-    where, records, features, content, size = train
-    names, settings = label_names(features, args), _settings(content, args, tokenizer)
+    columns = ("text_column_name", "label_column_name", "task_name", "widen_spans")
+    settings = _of_training(args, tokenizer) | {f"--{name}": getattr(args, name) for name in columns}
+    settings |= {f"{split} data": content for split, (_, _, _, content, _) in opened.items()}
     path, shards = os.path.join(folder, "settings.json"), os.path.join(folder, "train")
     if os.path.exists(path):
         before = _read(path)
-        if other := [name for name in settings if before.get(name) != settings[name]]:
+        if other := [name for name in settings | before if before.get(name) != settings.get(name)]:
             raise ValueError(f"{folder}: prepared with another {other[0]}; choose another folder, or remove it")
     elif os.path.isdir(folder) and os.listdir(folder):
         raise ValueError(f"{folder}: is not empty; choose another --prepare")
+    if os.path.exists(os.path.join(folder, "prepared.json")):
+        return
+    where, records, features, _, size = opened.pop("train")
+    names = label_names(features, args)
+    evaluated = {split: (source[0], *read_source(*source, args)) for split, source in opened.items()}
     os.makedirs(shards, exist_ok=True)
     _write(path, json.dumps(settings, indent=2))
 
-    facts = _write_shards(shards, records, size, where, names, args, tokenizer, log)
+    facts, subwords = _write_shards(shards, records, max(1, size), where, names, args, tokenizer, log)
     if not sum(fact["words"] for fact in facts):
         raise ValueError(f"{where}: no sentences")
     tags = {tag for fact in facts for tag in fact["labels"]}
@@ -1398,12 +1397,12 @@ def write_prepared(args, log=print) -> None:
         "labels": (labels := label_list(tags, names)),
         "shards": [fact["labels"] for fact in facts],
         "evaluated": {split: shown for split, (shown, _, _) in evaluated.items()},
-        "train": _together(facts, labels, where),
+        "train": {"where": where, "subwords": sorted(subwords)} | _together(facts, labels),
     }
     _write(os.path.join(folder, "prepared.json"), json.dumps(everything))
 
 
-def _together(facts: list[dict], labels: list[str], where: str) -> dict:
+def _together(facts: list[dict], labels: list[str]) -> dict:
     """What the shards say of themselves -> what is so of all of them."""
     schemes = {fact["scheme"] for fact in facts}
     said: dict[str, Finding] = {}
@@ -1412,7 +1411,6 @@ def _together(facts: list[dict], labels: list[str], where: str) -> dict:
             before = said.get(what, Finding(0, what, []))
             said[what] = Finding(before.number + number, what, (before.shown + shown)[:3])
     return {
-        "where": where,
         "scheme": None if None in schemes else max(schemes, key=["IOB2", "BIOES", "BILOU"].index),
         "findings": list(said.values()),
         "fingerprint": Hasher.hash([labels, [(fact["labels"], fact["fingerprint"]) for fact in facts]]),
@@ -1420,23 +1418,30 @@ def _together(facts: list[dict], labels: list[str], where: str) -> dict:
         "num_words": sum(fact["words"] for fact in facts),
         "num_unknown": sum(fact["unknown"] for fact in facts),
         "used": sorted({labels.index(label) for fact in facts for label in fact["used"]}),
-        "subwords": sorted({i for fact in facts for i in fact["subwords"]}),
     }
 
 
-def _write_shards(folder: str, records, size: int, where: str, names, args, tokenizer, log) -> list[dict]:
-    """Reads here, does the rest in as many processes as there are cores -> what each shard says of itself."""
+def _write_shards(
+    folder: str, records, size: int, where: str, names, args, tokenizer, log
+) -> tuple[list[dict], set[int]]:
+    """Reads here, does the rest in as many processes as there are cores -> what each shard says of itself, and the
+    subword ids of all."""
     facts: dict[int, dict] = {}
+    subwords: set[int] = set()
     pending, iob1, start, written = {}, None, time.perf_counter(), 0
     workers = len(os.sched_getaffinity(0))
+
+    def keep(number: int, fact: dict) -> None:
+        subwords.update(fact.pop("subwords"))
+        facts[number] = fact
 
     def settle(futures, at: int) -> None:
         nonlocal written
         for future in futures:
             number = pending.pop(future)
-            facts[number] = future.result()
+            keep(number, future.result())
             written += facts[number]["sentences"]
-            rate, passed = written / (time.perf_counter() - start), at / size  # of the source's lines
+            rate, passed = written / (time.perf_counter() - start), min(1, at / size)  # of the source's lines
             done = sum(fact["sentences"] for fact in facts.values())
             left = done * (1 - passed) / passed / rate / 60
             log(f"{done:,} sentences | {passed:.0%} | {rate:,.0f} sentences/s | {left:,.1f} min left")
@@ -1451,7 +1456,7 @@ def _write_shards(folder: str, records, size: int, where: str, names, args, toke
             at = max(chunk[-1][1][0], default=chunk[-1][0])  # its last line, or where there is none, row
             path = os.path.join(folder, f"{number:06}")
             if os.path.exists(path + ".json"):
-                facts[number] = _read(path + ".json")
+                keep(number, _read(path + ".json"))
             else:
                 chunk = [record for _, record in chunk]
                 future = pool.submit(write_shard, path, chunk, number * SHARD, where, names, args, tokenizer, iob1)
@@ -1461,14 +1466,14 @@ def _write_shards(folder: str, records, size: int, where: str, names, args, toke
             if number == 0:
                 iob1 = facts[0]["iob1"]
         settle(concurrent.futures.as_completed(list(pending)), size)
-    return [facts[number] for number in sorted(facts)]
+    return [facts[number] for number in sorted(facts)], subwords
 
 
 def read_prepared(folder: str, args, tokenizer) -> tuple[Prepared, dict[str, tuple[str, Dataset]], list[str]]:
     """-> the training split, mapped from disk, the other splits' sentences, and the label names by id."""
-    before, now = _read(os.path.join(folder, "settings.json")), _settings("", args, tokenizer)
-    for name in ("tokenizer", "--max_seq_length", "--stride", "--label_all_tokens"):
-        if before[name] != now[name]:
+    before = _read(os.path.join(folder, "settings.json"))
+    for name, value in _of_training(args, tokenizer).items():
+        if before[name] != value:
             raise ValueError(f"{folder}: prepared with another {name}; use that one, or prepare another folder")
     if not os.path.exists(path := os.path.join(folder, "prepared.json")):
         raise ValueError(f"{folder}: not prepared to its end; the command with --prepare goes on where it was")

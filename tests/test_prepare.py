@@ -1,5 +1,6 @@
 """data.py --prepare: what is prepared trains as what is read, each sentence once, and no finished shard is lost."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -122,11 +124,33 @@ def test_another_preparation_is_refused(flags, problem, encoders, corpus, tmp_pa
         prepare(tmp_path / "p", corpus, encoders["wordpiece"], **flags)
 
 
+@pytest.mark.parametrize("name", ["array.json", "x.parquet", "saved"])
+def test_sources_without_lines_are_prepared_too(name, small_shards, encoders, corpus, tmp_path):
+    rows = read(corpus["--train_file"])
+    table = datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in ("tokens", "tags")})
+    if name == "array.json":
+        (tmp_path / name).write_text(json.dumps(rows))  # one line, without an end
+    else:
+        table.to_parquet(tmp_path / name) if name == "x.parquet" else table.save_to_disk(tmp_path / name)
+    flag = "--dataset_name" if name == "saved" else "--train_file"
+    said = prepare(tmp_path / "p", {flag: str(tmp_path / name)}, encoders["wordpiece"])
+    assert said[-1].startswith("61 sentences | 100% ")
+    one, _ = prepared(tmp_path / "p", encoders["wordpiece"])
+    other, _ = load(encoders["wordpiece"], 128, **{flag[2:]: str(tmp_path / name)})
+    assert len(one["train"].rows) == len(other["train"].rows)
+    for (ids, tags), (other_ids, other_tags) in zip(one["train"].rows, other["train"].rows):
+        assert ids.tolist() == other_ids.tolist() and tags.tolist() == other_tags.tolist()
+    assert one["train"].row_place(40) == other["train"].row_place(40)
+
+
 def test_another_tokenizer_corpus_or_folder_is_refused(encoders, corpus, tmp_path):
     prepare(tmp_path / "p", corpus, encoders["wordpiece"])
     with pytest.raises(ValueError, match="prepared with another tokenizer"):
         prepared(tmp_path / "p", encoders["bpe"], max_seq_length=128)
-    with pytest.raises(ValueError, match="prepared with another data"):
+    assert prepare(tmp_path / "p", corpus, encoders["wordpiece"]) == []  # done already
+    with pytest.raises(ValueError, match="prepared with another test data"):
+        prepare(tmp_path / "p", corpus | {"--test_file": corpus["--train_file"]}, encoders["wordpiece"])
+    with pytest.raises(ValueError, match="prepared with another train data"):
         prepare(tmp_path / "p", corpus | {"--train_file": corpus["--test_file"]}, encoders["wordpiece"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
