@@ -219,7 +219,8 @@ def parse(kind: str, lines: list[bytes]) -> Document:
     if kind == "text":
         return Document.of_text(decoded[0])
     if kind == "conll":
-        rows = [line.split("\t") if "\t" in line else line.split(" ") for line in map(str.strip, decoded)]
+        decoded = [line.strip("\r\n\t ") for line in decoded]  # as data.py does: a no-break space is part of a word
+        rows = [line.split("\t") if "\t" in line else line.split(" ") for line in decoded]
         while len(rows) > 1 and rows[0][0].startswith("#") and len(rows[0]) != len(rows[-1]):
             del rows[0]  # comments
         if len(rows[0]) == 10 and rows[0][0][0].isdigit():  # CoNLL-U

@@ -175,6 +175,15 @@ def test_an_output_of_another_model_input_or_flag_is_refused(model, tmp_path, ca
     assert out.read_bytes() == before
 
 
+def test_words_of_conll_are_those_that_training_reads(tmp_path):
+    """Blanks and tabs part columns; a no-break space, at the end of a line too, is part of a word."""
+    lines = ["\u00a0a\tB-X", " b\u00a0 O", "c\u3000\tO"]
+    (tmp_path / "x.conll").write_text("\n".join(line.replace(" O", "\tO").strip(" ") for line in lines))
+    trained = [word for row in read(tmp_path / "x.conll") for word in row["tokens"]]
+    document = infer.parse("conll", [line.encode() for line in lines])
+    assert [document.text[start:end] for start, end in document.words] == trained == ["\u00a0a", "b\u00a0", "c\u3000"]
+
+
 def big(path: Path, number: int) -> Path:
     """That many lines of the corpus, of all lengths, each with its number."""
     sentences = [
