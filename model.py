@@ -81,7 +81,8 @@ def load_model(name: str, labels: list[str], gradient_checkpointing=False, value
             if module not in encoder and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        new = getattr(model, "activation_checkpointing_enable", None)  # transformers 5.17 has the old name alone
+        (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
     return model
 
 
