@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from conftest import flat, results, run, train, weights
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -105,6 +106,34 @@ def test_accumulation_dropout_and_bf16_go_with_it(corpus, encoders, still, ddp, 
 def test_other_encoders_are_sharded_too(kind, corpus, encoders, tmp_path):
     ran = [launch(tmp_path / f"{i}", flags, corpus, encoders[kind]) for i, flags in enumerate(([], ["--fsdp"]))]
     assert max(abs(a - b) for a, b in zip(*(one.losses for one in ran))) < 1e-4
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.AlbertConfig(embedding_size=16, **SMALL, **STILL),  # one layer, used twice
+        transformers.DebertaV2Config(relative_attention=True, pos_att_type=["c2p", "p2c"], **SMALL, **STILL),
+        transformers.ModernBertConfig(
+            pad_token_id=0, cls_token_id=2, sep_token_id=3, **SMALL
+        ),  # buffers: rotary angles
+        transformers.XLNetConfig(d_model=32, n_layer=2, n_head=2, d_inner=64, dropout=0.0),  # parameters never reached
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_encoders_of_other_kinds_are_sharded_as_ddp_trains_them(config, corpus, still, tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(still)
+    config.vocab_size = len(tokenizer)
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    ran = [launch(tmp_path / f"{i}", flags, corpus, tmp_path / "encoder") for i, flags in enumerate(([], ["--fsdp"]))]
+    assert max(abs(a - b) for a, b in zip(*(one.losses for one in ran))) < 1e-4
+    same(weights(ran[0].folder), weights(ran[1].folder), 1e-4)
 
 
 def test_it_needs_torchrun(corpus, still, tmp_path, capsys):
