@@ -465,7 +465,7 @@ def evaluate(tagger: Tagger, args, rank: int, world_size: int) -> None:
         return
     tags, probabilities, losses = found
     measured = metrics.score(split.tags, tags, split.lengths, labels, split.scheme, strict)
-    for note in [*split.notes] + [f"the model never predicts {', '.join(unknown)}"] * bool(unknown):
+    for note in [*split.notes, *[f"the model never predicts {', '.join(unknown)}"] * bool(unknown)]:
         print(f"note: {note}", file=sys.stderr)
     loss = "" if unknown else f", loss {losses.mean(dtype=np.float64):.4f}"
     print(
