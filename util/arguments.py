@@ -1,0 +1,93 @@
+"""Command-line flags with plain argparse: value types, help with one line a flag, and a file of flags."""
+
+import argparse
+
+import yaml
+
+
+def boolean(text: str) -> bool:
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return values[text.lower()]
+
+
+def positive_int(text: str) -> int:
+    return _checked(int(text), lambda value: value > 0, "has to be above 0")
+
+
+def positive_float(text: str) -> float:
+    return _checked(float(text), lambda value: value > 0, "has to be above 0")
+
+
+def non_negative_int(text: str) -> int:
+    return _checked(int(text), lambda value: value >= 0, "has to be 0 or more")
+
+
+def non_negative_float(text: str) -> float:
+    return _checked(float(text), lambda value: value >= 0, "has to be 0 or more")
+
+
+def fraction(text: str) -> float:
+    return _checked(float(text), lambda value: 0 <= value <= 1, "has to be between 0 and 1")
+
+
+def _checked(value, is_valid, message: str):
+    if not is_valid(value):
+        raise argparse.ArgumentTypeError(f"{value} {message}")
+    return value
+
+
+class OneLineHelp(argparse.RawDescriptionHelpFormatter):
+    """`--flag   what it does (default)`, one line a flag."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=36, width=160)
+
+    def _format_action_invocation(self, action) -> str:
+        return ", ".join(action.option_strings) or action.dest
+
+    def _get_help_string(self, action) -> str:
+        has_default = action.default not in (None, False, argparse.SUPPRESS)
+        return action.help + (" (%(default)s)" if has_default else "")
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=OneLineHelp,
+        usage="%(prog)s [run.yaml] [flags]",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+
+
+def add_switch(group, name: str, help: str) -> None:
+    """A flag that is off by default: `--name`, `--name true` or, in a file of flags, `name: true`."""
+    group.add_argument(name, type=boolean, nargs="?", const=True, default=False, help=help)
+
+
+def parse_flags(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Parses flags. Raises ValueError for an unknown flag or an invalid value."""
+    try:
+        args, unknown = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
+    if unknown:
+        raise ValueError(f"unknown flag: {' '.join(unknown)}; --help lists the flags")
+    return args
+
+
+def expand_flag_file(argv: list[str]) -> list[str]:
+    """Replaces a YAML or JSON file of flags in first position by its flags. Flags behind it win."""
+    if not argv or not argv[0].endswith((".yaml", ".yml", ".json")):
+        return argv
+    with open(argv[0], encoding="utf-8") as file:
+        try:
+            settings = yaml.safe_load(file)  # JSON is a subset of YAML
+        except yaml.YAMLError as error:
+            raise ValueError(f"{argv[0]}: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{argv[0]}: not a mapping of flags to values")
+    flags = [f"--{name}={value}" for name, value in settings.items() if value is not None]
+    return flags + argv[1:]
