@@ -1,0 +1,214 @@
+"""What `python data.py` prints about a corpus, and the notes on it that training logs before it starts.
+
+Functions take the splits by name, {"train": data.Split, "validation": ..., "test": ...}.
+"""
+
+import collections
+import itertools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from util.corpus_scan import column
+from util.tag_schemes import entity_starts, entity_type, prefix
+
+NUM_EXAMPLES = 3
+LARGE = 1_000_000  # sentences; of larger splits nothing is computed that needs all words in memory
+LINE_WIDTH = 120  # of sentences that are printed above their tags
+
+
+class Note(NamedTuple):
+    """An observation about a split, and where it was made first."""
+
+    count: int
+    text: str  # follows the count: "words longer than a window"
+    examples: list[str]
+
+    def __str__(self) -> str:
+        line = f"{self.count:,} {self.text}"
+        if self.examples:
+            line += f": {'; '.join(self.examples[:NUM_EXAMPLES])}"
+            line += "; ..." if self.count > NUM_EXAMPLES else ""
+        return line
+
+
+# --------------------------------------------------------------------------------------------------
+# Notes
+
+
+def log_notes(splits: dict, max_length: int, log) -> None:
+    for note in checks(splits, max_length):
+        log(f"note: {note}")
+
+
+def checks(splits: dict, max_length: int) -> list[str]:
+    """A line for everything in the data that may need attention. max_length: subwords in a window."""
+    train, train_sentences = splits["train"], None
+    label_list = train.label_list
+    lines = _mixed_tags(label_list)
+    if len(splits) > 1:
+        if train.num_sentences <= LARGE:
+            train_sentences = _sentences_as_text(train)
+        else:
+            lines.append(f"{train.name}: over {LARGE:,} sentences; duplicates in other splits not counted")
+    for name, split in splits.items():
+        notes = [str(note) for note in [*split.notes, *_notes(split, max_length)]]
+        label_ids = _label_ids(split)
+        if len(label_ids) == 1:
+            notes.append(f"every tag is {label_list[label_ids[0]]}")
+        new_tags = [label_list[i] for i in np.setdiff1d(label_ids, _label_ids(train))]
+        if new_tags:
+            notes.append(str(_note(len(new_tags), "tag", "not in train", new_tags)))
+        if name != "train" and train_sentences is not None:
+            notes += _duplicates(split, train_sentences)
+        unknown = _unknown_share(split)
+        if unknown > 0.02:
+            notes.append(f"{unknown:.1%} of words contain a subword that the tokenizer does not know")
+        lines += [f"{split.name}: {note}" for note in notes]
+    return lines
+
+
+def _label_ids(split) -> np.ndarray:
+    """The label ids that occur. Split.label_ids are those of the file, before IOB1 is converted to IOB2."""
+    if split.iob1 and split.num_sentences <= LARGE:
+        return np.flatnonzero(np.bincount(split.tags))
+    return split.label_ids
+
+
+def _note(count: int, noun: str, text: str, examples: Iterable[str] = ()) -> Note:
+    return Note(count, f"{noun} {text}" if count == 1 else f"{noun}s {text}", [*examples])
+
+
+def _mixed_tags(label_list: list[str]) -> list[str]:
+    prefixed = [label for label in label_list if prefix(label)]
+    plain = [label for label in label_list if label != "O" and not prefix(label)]
+    if not (prefixed and plain):
+        return []
+    example = f"{plain[0]} has no prefix, but {prefixed[0]} has one"
+    return [f"{example}: all are scored as plain tags, not as entities"]
+
+
+def _notes(split, max_length: int) -> list[Note]:
+    """Tags that break their scheme, and words and sentences that do not fit the tokenizer."""
+    transitions = [_transition(split, position) for position in split.first_violations]
+    # Of every word without subwords: its sentence, counted without empty ones, and its index there.
+    sentences, indices = split.windows.dropped_words()
+    first_words = (np.cumsum(split.lengths) - split.lengths)[split.lengths > 0]
+    positions = first_words[sentences[:NUM_EXAMPLES]] + indices[:NUM_EXAMPLES]
+    dropped = ["{} {!a}".format(*split.word(position)) for position in positions.tolist()]
+    long, truncated = _num_long_sentences(split), split.windows.total("truncated_words")
+    notes = [
+        _note(split.num_violations, f"invalid {split.scheme} transition", "kept as in the file", transitions),
+        _note(len(indices), "word", "without subwords, replaced by the unknown token", dropped),
+        _note(long, "sentence", f"of more than {max_length} subwords, in overlapping windows"),
+        _note(truncated, "word", "longer than a window, tagged by the first subwords"),
+    ]
+    return [note for note in notes if note.count > 0]
+
+
+def _transition(split, position: int) -> str:
+    """The word at this position of the split -> "dev.conll:5 'York' I-LOC after B-PER"."""
+    ends = np.cumsum(split.lengths)
+    row = int(np.searchsorted(ends, position, side="right"))
+    index = position - int(ends[row] - split.lengths[row])
+    tags = split.sentences[row]["tags"]
+    place, word = split.word(position)
+    return f"{place} {word!r} {tags[index]} after {tags[index - 1] if index else 'the start'}"
+
+
+def _duplicates(split, train_sentences: pa.ChunkedArray) -> list[str]:
+    in_train = pc.is_in(_sentences_as_text(split), value_set=train_sentences).to_numpy()
+    count = np.count_nonzero(in_train & (split.lengths > 0))
+    if count == 0:
+        return []
+    return [f"{count:,} of {len(in_train):,} sentences also {'occurs' if count == 1 else 'occur'} in train"]
+
+
+def _sentences_as_text(split) -> pa.ChunkedArray:
+    """The words of every sentence, joined by the unit separator, which text files do not contain."""
+    return pc.binary_join(column(split.sentences, "tokens"), "\x1f")
+
+
+def _num_long_sentences(split) -> int:
+    return int(np.count_nonzero(split.windows.windows_per_sentence() > 1))
+
+
+def _unknown_share(split) -> float:
+    return split.windows.total("unknown_words") / max(1, split.num_words)
+
+
+# --------------------------------------------------------------------------------------------------
+# The report of `python data.py`
+
+
+def report(splits: dict, tokenizer, padding: dict[str, float], batch_size: int) -> str:
+    """Statistics of every split, the notes, and the first sentences of train above their tags and label ids.
+
+    padding: the share of padding in padded batches of batch_size sentences, by the order of the sentences.
+    """
+    lines, train = [], splits["train"]
+    for name, split in splits.items():
+        lines += [f"{name}: {split.name}", *_statistics(split)]
+    for order, share in padding.items():
+        lines.append(f"padding in training batches of {batch_size} {order}: {share:.1%}")
+    lines += [f"note: {note}" for note in checks(splits, tokenizer.model_max_length)]
+    not_empty = (sentence for sentence in train.sentences if sentence["tokens"])
+    for sentence in itertools.islice(not_empty, 2):
+        lines += ["", *_aligned(sentence["tokens"], sentence["tags"])]
+    for row in range(min(2, len(train.windows))):
+        window = train.windows[row]
+        subwords = tokenizer.convert_ids_to_tokens(window["input_ids"].tolist())
+        lines += ["", *_aligned(subwords, [str(label) for label in window["labels"].tolist()])]
+    lines += ["", "label ids: " + ", ".join(f"{i} {label}" for i, label in enumerate(train.label_list))]
+    return "\n".join(lines)
+
+
+def _statistics(split) -> list[str]:
+    subwords = split.windows.subwords
+    return [
+        f"  {split.num_sentences:,} sentences, {split.num_words:,} words, {split.scheme or 'plain'} tags",
+        f"  {_count_types(split)}",
+        f"  words per sentence: {_quantiles(split.lengths)}",
+        f"  subwords per sentence: {_quantiles(subwords[subwords > 0])}",
+        f"  sentences in several windows: {_num_long_sentences(split):,}"
+        f" | words without subwords: {len(split.windows.dropped_words()[1]):,}"
+        f" | words with an unknown subword: {_unknown_share(split):.2%}",
+    ]
+
+
+def _count_types(split) -> str:
+    """The number of entities by type. Of plain tags, and of large splits, the number of words by tag."""
+    label_list = split.label_list
+    if split.scheme and split.num_sentences <= LARGE:
+        starts = entity_starts(split.tags, split.lengths, label_list)
+        label_counts = np.bincount(split.tags[starts], minlength=len(label_list))
+        title, names = "entities", [entity_type(label) for label in label_list]
+    else:
+        label_counts, title, names = split.label_counts, "words by tag", label_list
+    counts: collections.Counter = collections.Counter()
+    for name, count in zip(names, label_counts.tolist()):
+        counts[name] += count
+    return f"{title}: " + ", ".join(f"{name} {counts[name]:,}" for name in sorted(counts) if counts[name] > 0)
+
+
+def padding_share(lengths: np.ndarray, batches: Iterable[np.ndarray]) -> float:
+    """The share of padding in the first 1,000 padded batches. lengths [R]: subwords of every window."""
+    sizes = [(lengths[rows].sum(), lengths[rows].max() * len(rows)) for rows in itertools.islice(batches, 1000)]
+    tokens, padded = np.sum(sizes, axis=0)
+    return 1 - tokens / padded
+
+
+def _quantiles(lengths: np.ndarray) -> str:
+    values = np.quantile(lengths, [0, 0.5, 0.95, 0.99, 1], method="lower")
+    names = ("min", "median", "95 %", "99 %", "max")
+    return ", ".join(f"{name} {value:,}" for name, value in zip(names, values))
+
+
+def _aligned(words: list[str], tags: list[str]) -> list[str]:
+    """Two lines: words, and their tags below them, as many as fit."""
+    widths = [max(len(word), len(tag)) for word, tag in zip(words, tags)]
+    num_shown = np.count_nonzero(np.cumsum(widths) + np.arange(len(widths)) <= LINE_WIDTH)
+    return [" ".join(map(str.ljust, row[:num_shown], widths)).rstrip() for row in (words, tags)]

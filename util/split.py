@@ -1,0 +1,102 @@
+"""A split of a corpus, ready to train or to evaluate on: sentences, labels, windows, and where each word stands."""
+
+import functools
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from util.annotations import source_position
+from util.corpus_scan import column
+from util.data_report import LARGE, Note
+from util.tag_schemes import entity_spans, entity_type, iob1_to_iob2, prefix
+from util.windows import Windows
+
+
+@dataclass
+class Split:
+    """W words in S sentences, C labels."""
+
+    name: str  # of its source, for messages
+    sentences: Dataset  # as read: {"tokens", "tags", "lines", "notes"}
+    label_list: list[str]
+    scheme: str | None  # IOB2, BIOES, BILOU; None for plain tags such as NOUN
+    iob1: bool  # the file is in IOB1; tags and labels are converted to IOB2
+    num_violations: int  # tags that break the scheme
+    first_violations: list[int]  # positions of the first of them
+    label_counts: np.ndarray  # [C] words by tag
+    windows: Windows
+    fingerprint: str  # of what training sees: subwords, labels, and their names
+    token_ids: np.ndarray = field(repr=False)  # [U] the subwords that occur
+    notes: list[Note] = field(default_factory=list)  # of the reader
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """[S] words of every sentence."""
+        return pc.list_value_length(column(self.sentences, "tokens")).to_numpy().astype(np.int64)
+
+    @property
+    def num_sentences(self) -> int:
+        return len(self.sentences)
+
+    @property
+    def num_words(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def label_ids(self) -> np.ndarray:
+        """The label ids that occur, ascending."""
+        return np.flatnonzero(self.label_counts)
+
+    @functools.cached_property
+    def tags(self) -> np.ndarray:
+        """[W] the gold label id of every word. Training does not need it: 8 bytes a word, made on first use."""
+        words = pc.list_flatten(column(self.sentences, "tags"))
+        tags = pc.index_in(words, value_set=pa.array(self.label_list)).to_numpy().astype(np.int64)
+        return iob1_to_iob2(tags, self.lengths, self.label_list) if self.iob1 else tags
+
+    def word(self, position: int) -> tuple[str, str]:
+        """A word by its position in the file -> where it stands (file:line), and the word."""
+        ends = np.cumsum(self.lengths)
+        row = int(np.searchsorted(ends, position, side="right"))
+        index = position - int(ends[row] - self.lengths[row])
+        sentence = self.sentences[row]
+        return source_position(self.name, sentence["lines"], row, index), sentence["tokens"][index]
+
+    def sentence(self, row: int) -> tuple[str, list[str]]:
+        """A sentence by its number -> where it stands, and its words."""
+        sentence = self.sentences[row]
+        return source_position(self.name, sentence["lines"], row), sentence["tokens"]
+
+    def window_position(self, row: int) -> str:
+        """Where the sentence of a window stands."""
+        sentence = np.flatnonzero(self.lengths)[np.count_nonzero(self.windows.subwords[: row + 1]) - 1]
+        return self.sentence(int(sentence))[0]
+
+    def spans(self, tags: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """tags [W] -> entities [E, 3]: first word, the word behind the last, type; and the names of the types.
+
+        With plain tags, every word is an entity.
+        """
+        names = self.label_list if self.scheme else [f"S-{label}" for label in self.label_list]
+        types = sorted({entity_type(name) for name in names if prefix(name)})
+        type_of_label = np.array([types.index(entity_type(name)) if prefix(name) else -1 for name in names])
+        spans = entity_spans(tags, self.lengths, names)
+        return np.column_stack([spans, type_of_label[tags[spans[:, 0]]]]), types
+
+    def entity_texts(self, spans: np.ndarray, types: list[str]) -> list[tuple[str, str]]:
+        """spans [E, 3] -> (type, text) of every entity."""
+        words = pc.list_flatten(column(self.sentences, "tokens"))
+        # The words of all spans in one request. Spans (3, 5) and (9, 10) ask for the words 3, 4, 9.
+        sizes = spans[:, 1] - spans[:, 0]
+        first = np.cumsum(sizes) - sizes  # where a span's words begin among those asked for
+        wanted = np.arange(sizes.sum()) + np.repeat(spans[:, 0] - first, sizes)
+        texts = words.take(pa.array(wanted)).to_pylist()
+        return [(types[t], " ".join(texts[i : i + n])) for t, i, n in zip(spans[:, 2], first, sizes)]
+
+    @functools.cached_property
+    def entities(self) -> set[tuple[str, str]] | None:
+        """The (type, text) of all gold entities. None if the split is too large to hold them."""
+        return set(self.entity_texts(*self.spans(self.tags))) if self.num_sentences <= LARGE else None
