@@ -1,0 +1,211 @@
+"""Checkpoints: output_dir/checkpoints/step-00000123/ holds what a run needs to continue exactly.
+
+    model.safetensors       weights and buffers             optimizer.safetensors   optimizer state by parameter name
+    state.json              everything that is no tensor    manifest.json           SHA-256 of the others, written last
+
+A folder without a manifest that fits its files is not a checkpoint: it is skipped. Nothing is pickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from util.distributed import on_rank0
+from util.run_dir import atomic_write_text, open_run, read_json, refuse_another_run
+from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_rank0
+
+FORMAT = 2  # of state.json; a checkpoint of another format is skipped
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+def checkpoints(folder: str) -> list[str]:
+    """The checkpoints in an output folder, the oldest first."""
+    folder = os.path.join(folder, "checkpoints")
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [os.path.join(folder, name) for name in names if name.startswith("step-") and name[5:].isdigit()]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Saving
+
+
+def save_checkpoint(folder: str, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, limit: int) -> str:
+    """Saves a checkpoint and keeps the newest `limit`. All ranks call it; rank 0 writes. Returns the path.
+
+    state: JSON-serializable, with "step" and "fingerprint". Raises OSError if the disk is full.
+    """
+    tensors, values = _optimizer_state(model, optimizer)
+    weights = gather_on_rank0(_saved_tensors(model))
+    moments = gather_on_rank0(tensors)
+    state = state | {"format": FORMAT, "optimizer": values}
+    return on_rank0(_write_checkpoint, folder, weights, moments, state, limit)
+
+
+def _saved_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers."""
+    names = model.state_dict().keys()
+    return {name: tensor for name, tensor in parameters_and_buffers(model).items() if name in names}
+
+
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict, dict]:
+    """The state of any torch.optim optimizer as "parameter name/key": tensors, and values of other types.
+
+    Parameters that have had no gradient yet have no state.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    tensors, values = {}, {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            target = tensors if isinstance(value, torch.Tensor) else values
+            target[f"{names[parameter]}/{key}"] = value
+    return tensors, values
+
+
+def _write_checkpoint(folder: str, weights: dict, moments: dict, state: dict, limit: int) -> str:
+    """Writes a temporary folder, renames it once it is complete, and only then removes old checkpoints."""
+    path = os.path.join(folder, "checkpoints", f"step-{state['step']:08}")
+    tmp_dir = path + ".partial"
+    shutil.rmtree(tmp_dir, ignore_errors=True)
+    os.makedirs(tmp_dir)
+    try:
+        save_file(weights, os.path.join(tmp_dir, "model.safetensors"))
+        save_file(moments, os.path.join(tmp_dir, "optimizer.safetensors"))
+        atomic_write_text(os.path.join(tmp_dir, "state.json"), json.dumps(state))
+        checksums = {name: _sha256(os.path.join(tmp_dir, name)) for name in FILES}
+        atomic_write_text(os.path.join(tmp_dir, "manifest.json"), json.dumps(checksums, indent=2))
+        for name in [*FILES, "."]:
+            _flush_to_disk(os.path.join(tmp_dir, name))
+        if os.path.isdir(path):  # an invalid one, or one from before this run went back to an earlier checkpoint
+            shutil.rmtree(path)
+        os.rename(tmp_dir, path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(tmp_dir, ignore_errors=True)
+        raise OSError(f"{path}: cannot be saved: {error}") from None
+    _flush_to_disk(os.path.dirname(path))
+    for old in checkpoints(folder)[:-limit]:
+        shutil.rmtree(old)
+    return path
+
+
+def _flush_to_disk(path: str) -> None:
+    """Makes a file, or the list of files in a folder, survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
+def read_state(path: str) -> dict:
+    """Verifies the checksums of a checkpoint and returns its state.json. Raises ValueError if it is invalid."""
+    try:
+        checksums = read_json(os.path.join(path, "manifest.json"))
+        for name in FILES:
+            if _sha256(os.path.join(path, name)) != checksums[name]:
+                raise ValueError(f"{path}: {name} is not the file that was saved")
+        for name in FILES[:2]:
+            safe_open(os.path.join(path, name), "pt")
+        state = read_json(os.path.join(path, "state.json"))
+    except OSError as error:
+        raise ValueError(f"{path}: {os.path.basename(error.filename or '')}: {error.strerror}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{path}: was saved by another version of train.py")
+    return state
+
+
+def find_checkpoint(folder: str, which: str, fingerprint: dict, log) -> str | None:
+    """The checkpoint to resume from: "auto" is the newest valid one in the folder, "never" none, else a path.
+
+    Raises ValueError if it belongs to another run, or if the named one is invalid.
+    """
+    if which == "never":
+        return None
+    candidates = reversed(checkpoints(folder)) if which == "auto" else [which]
+    for path in candidates:
+        try:
+            state = read_state(path)
+        except ValueError as error:
+            if which != "auto":
+                raise ValueError(f"--resume_from_checkpoint {error}") from None
+            log(f"skipped {error}")
+            continue
+        refuse_another_run(path, state["fingerprint"], fingerprint)
+        return path
+    return None
+
+
+def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Restores model and optimizer on all ranks from what rank 0 reads, since ranks may not share a disk.
+
+    Returns the state that save_checkpoint got. Raises ValueError if the model has other parameters than the saved one.
+    """
+    weights, moments, state = {}, {}, {}
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        weights = load_file(os.path.join(path, "model.safetensors"))
+        moments = load_file(os.path.join(path, "optimizer.safetensors"))
+        state = read_json(os.path.join(path, "state.json"))
+    shapes = on_rank0(lambda: {name: tensor.shape for name, tensor in weights.items()})
+    state = on_rank0(lambda: state)
+    targets = _saved_tensors(model)
+    for name in sorted(targets.keys() | shapes.keys()):
+        if name not in shapes or name not in targets or shapes[name] != targets[name].shape:
+            raise ValueError(
+                f"{path}: {name} is not as it was saved: the model has changed since; choose another --output_dir"
+            )
+    _load_optimizer(model, optimizer, moments, state.pop("optimizer"))
+    send_from_rank0(targets, weights)
+    return state
+
+
+def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict, values: dict) -> None:
+    """The inverse of _optimizer_state. Settings of the parameter groups stay those of the code."""
+    parameters = dict(model.named_parameters())
+
+    def has_parameter_shape(name: str) -> bool:
+        return moments[name].shape == parameters[name.rsplit("/", 1)[0]].shape
+
+    # Tensors with the shape of their parameter may be sharded like it: they are sent one at a time.
+    dtypes = on_rank0(lambda: {name: moments[name].dtype for name in moments if has_parameter_shape(name)})
+    large = {}
+    for name, dtype in dtypes.items():
+        large[name] = torch.empty_like(parameters[name.rsplit("/", 1)[0]], dtype=dtype, requires_grad=False)
+    send_from_rank0(large, moments)
+    # The others are small: step counts, and the row and column means of Adafactor.
+    small = on_rank0(lambda: values | {name: moments[name] for name in moments if name not in dtypes})
+
+    state: dict[str, dict] = {}
+    for name, value in (large | small).items():
+        parameter_name, key = name.rsplit("/", 1)
+        state.setdefault(parameter_name, {})[key] = value
+    names = {parameter: name for name, parameter in parameters.items()}
+    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    by_index = {i: state[names[p]] for i, p in enumerate(ordered) if names[p] in state}
+    optimizer.load_state_dict({"state": by_index, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def find_run(folder: str, settings: dict, defaults: dict, fingerprint: dict, log) -> tuple[dict | None, str | None]:
+    """Looks into the output folder on rank 0. Returns the results if this run is finished there, and the checkpoint
+    to resume from. Arguments and errors are those of run_dir.open_run and find_checkpoint."""
+    finished = on_rank0(open_run, folder, settings, defaults, fingerprint)
+    which = settings["resume_from_checkpoint"]
+    if finished or (settings["overwrite_output_dir"] and which == "auto"):
+        which = "never"
+    return finished, on_rank0(find_checkpoint, folder, which, fingerprint, log)

@@ -1,0 +1,210 @@
+"""Ranks, the process group, stop signals, and how errors end a run."""
+
+import atexit
+import functools
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+import uuid
+from datetime import timedelta
+from typing import NamedTuple
+
+import datasets
+import huggingface_hub
+import torch
+import torch.distributed as dist
+import transformers
+
+
+class Ranks(NamedTuple):
+    rank: int
+    local_rank: int
+    world_size: int
+
+
+def get_ranks() -> Ranks:
+    """What torchrun set in the environment; a single process without torchrun."""
+    return Ranks(
+        rank=int(os.environ.get("RANK", 0)),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+    )
+
+
+def start_process_group(device: torch.device, timeout: timedelta):
+    """Joins the ranks of torchrun. Returns a second group that communicates on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    join_process_group("nccl" if device.type == "cuda" else "gloo", get_ranks(), timeout)
+    return dist.new_group(backend="gloo", timeout=timeout)
+
+
+def join_process_group(backend: str, ranks: Ranks, timeout: timedelta) -> None:
+    """init_process_group with keys that only the ranks of this start know.
+
+    torchrun keeps its key-value store when it restarts the ranks. Ranks that find the addresses of the previous start
+    in it hang or fail (torch 2.13: 6 of 8 restarts on gloo). So all keys get a prefix that is new at every start:
+
+    1. Every rank writes a random token. A rank that restarted overwrites its old one.
+    2. Rank 0 publishes the tokens of all ranks. It repeats this until every rank has confirmed its own token.
+    3. A rank confirms once the published list holds its token. Rank 0's token, the first in the list, is the prefix.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    token = uuid.uuid4().hex
+    store.set(f"rank {ranks.rank}", token)
+    if ranks.rank == 0:
+        prefix = token
+        missing = set(range(1, ranks.world_size))
+        while missing:
+            tokens = [store.get(f"rank {rank}").decode() for rank in range(ranks.world_size)]
+            store.set("tokens", " ".join(tokens))
+            missing = {rank for rank in missing if not store.check([f"{prefix} confirmed by {rank}"])}
+            time.sleep(0.01)
+    else:
+        tokens = []
+        while token not in tokens:
+            time.sleep(0.01)
+            tokens = store.get("tokens").decode().split()
+        prefix = tokens[0]
+        store.set(f"{prefix} confirmed by {ranks.rank}", "")
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(prefix, store),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        timeout=timeout,
+    )
+    atexit.register(leave_process_group)
+
+
+def leave_process_group() -> None:
+    """Destroys the group at exit, after DDP's reducer was collected.
+
+    If the reducer were the last to hold the group, gloo's destructor would wait for a thread that waits for the
+    interpreter (pytorch/pytorch#56297; one exit in three hung or crashed).
+    """
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def on_rank0(function, *args, **kwargs):
+    """Calls the function on rank 0 only. All ranks return its result, or raise its OSError or ValueError."""
+    result, error = None, None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            result = function(*args, **kwargs)
+        except (OSError, ValueError) as raised:
+            error = raised
+    if dist.is_initialized():
+        outcome = [result, error]
+        dist.broadcast_object_list(outcome, src=0)
+        result, error = outcome
+    if error is not None:
+        raise error
+    return result
+
+
+def all_reduce_sum(values: list, device: torch.device) -> list[float]:
+    """Sums numbers, or tensors of one element, over the ranks. Synchronizes with the device."""
+    sums = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    return sums.tolist()
+
+
+class StopSignal:
+    """SIGTERM or SIGINT requests a stop at the end of the step. A second signal ends the process at once."""
+
+    def __init__(self):
+        self.number = 0  # of the signal; 0: no request
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._request)
+
+    def _request(self, number, frame) -> None:
+        self.number = number
+        self.release()
+
+    def release(self) -> None:
+        """Restores the default handlers."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.number).name
+
+    def agreed(self, cpu_group) -> int:
+        """The signal that any rank received, the same on all ranks. Communicates on the CPU: no device sync."""
+        if cpu_group is not None:
+            number = torch.tensor([self.number])
+            dist.all_reduce(number, dist.ReduceOp.MAX, group=cpu_group)
+            self.number = int(number)
+        return self.number
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Errors
+
+
+class _ExitOnError:
+    """Decorates main: an error of the user or of a disk ends the process with one line on stderr.
+
+    The exit code is 2, or 1 once `training_begins` was called.
+    """
+
+    def __init__(self):
+        self.code = 2
+
+    def training_begins(self) -> None:
+        self.code = 1
+
+    def __call__(self, main):
+        @functools.wraps(main)
+        def wrapped():
+            self.code = 2
+            try:
+                return main()
+            except (ValueError, OSError) as error:
+                _report_on_rank0_first()
+                rank = get_ranks().rank
+                text = str(error)
+                if getattr(error, "strerror", None):
+                    text = f"{error.filename}: {error.strerror}"
+                print(f"error: {' '.join(text.split())}" + (f" (rank {rank})" if rank else ""), file=sys.stderr)
+                raise SystemExit(self.code) from None
+            except RuntimeError as error:
+                text = " ".join(str(error).split())
+                # gloo raises RuntimeError itself, NCCL a subclass of it.
+                if not isinstance(error, dist.DistError) and "gloo" not in text:
+                    raise
+                place = f"rank {get_ranks().rank} on {socket.gethostname()}"
+                print(f"error: {place} has lost the other ranks: {text[:300]}", file=sys.stderr)
+                raise SystemExit(1) from None
+
+        return wrapped
+
+
+exit_on_error = _ExitOnError()
+
+
+def _report_on_rank0_first() -> None:
+    """All ranks raise the same error, and torchrun stops all of them once one has ended.
+
+    The other ranks wait, so that rank 0 prints the line once. They print it after a minute if rank 0 does not end.
+    """
+    if get_ranks().rank > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(60)
+
+
+def quiet(progress: bool) -> None:
+    """Turns off the log lines of the libraries, and without `progress` their bars: errors are reported in one line."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
+    huggingface_hub.utils.logging.set_verbosity_error()
+    if not progress:
+        datasets.disable_progress_bars()

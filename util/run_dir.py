@@ -1,0 +1,133 @@
+"""--output_dir: what a run writes there, and why the same command may be given again.
+
+An unfinished run has train_config.yaml, a finished one all_results.json as well. Files are written atomically.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Collection
+
+import yaml
+
+CONFIG_FILE = "train_config.yaml"
+RESULTS_FILE = "all_results.json"
+RUN_FILES = (
+    CONFIG_FILE,
+    RESULTS_FILE,
+    "config.json",
+    "model.safetensors",
+    "runs",
+    "checkpoints",
+    "report.html",
+    "README.md",
+)
+# Flags that a run may change when it is resumed. The batch sizes count only as their product with the number of ranks,
+# the global batch size, which is part of the run's fingerprint.
+FLAGS_WITHOUT_EFFECT_ON_RESULTS = (
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "fsdp",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+)
+ADVICE = "choose another --output_dir, or --overwrite_output_dir"
+
+
+def atomic_write_text(path: str, text: str) -> None:
+    """Writes a file so that its name never stands for half of it."""
+    with open(path + ".new", "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".new", path)
+
+
+def read_json(path: str):
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def first_difference(before: dict, now: dict, ignore: Collection[str] = ()) -> str | None:
+    """Names the first entry of `now` that differs in `before`: "its --seed is 1, not 2"."""
+    for name, value in now.items():
+        old = before.get(name)
+        if name in ignore or old == value:
+            continue
+        is_short = len(f"{old}{value}") < 80
+        return f"its {name} is {old}, not {value}" if is_short else f"its {name} differs"
+    return None
+
+
+def refuse_another_run(place: str, before: dict, now: dict, ignore: Collection[str] = ()) -> None:
+    """Raises ValueError if `before` and `now` describe different runs."""
+    difference = first_difference(before, now, ignore)
+    if difference:
+        raise ValueError(f"{place}: holds another run: {difference}; {ADVICE}")
+
+
+def open_run(folder: str, settings: dict, defaults: dict, fingerprint: dict) -> dict | None:
+    """Returns the results if the folder holds this run, finished. Raises ValueError if it holds another run or model.
+
+    settings: the flags of this run. defaults: their default values, which stand in for flags that the run in the
+    folder did not know yet. fingerprint: labels, data and global batch size.
+    """
+    os.makedirs(folder, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()  # raises OSError if the folder is not writable
+    present = [name for name in RUN_FILES if os.path.exists(os.path.join(folder, name))]
+    if settings["overwrite_output_dir"] or not present:
+        return None
+    if CONFIG_FILE not in present:
+        raise ValueError(f"{os.path.join(folder, present[0])}: not from a run of train.py; {ADVICE}")
+    with open(os.path.join(folder, CONFIG_FILE), encoding="utf-8") as file:
+        before = {f"--{name}": value for name, value in (defaults | yaml.safe_load(file)).items()}
+    ignore = [f"--{name}" for name in FLAGS_WITHOUT_EFFECT_ON_RESULTS]
+    refuse_another_run(folder, before, {f"--{name}": value for name, value in settings.items()}, ignore)
+    if RESULTS_FILE not in present:
+        return None
+    results = read_json(os.path.join(folder, RESULTS_FILE))
+    refuse_another_run(folder, results.get("fingerprint", {}), fingerprint)
+    return results
+
+
+def begin_run(folder: str, settings: dict, resumed: bool) -> None:
+    """Removes the files of an older run unless this one resumes it, then writes the flags."""
+    for name in os.listdir(folder):
+        if name.startswith((".saving-", ".pushing-")):  # of a process that was killed
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+    if not resumed:
+        for name in RUN_FILES:
+            path = os.path.join(folder, name)
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            elif os.path.exists(path):
+                os.remove(path)
+    atomic_write_text(os.path.join(folder, CONFIG_FILE), yaml.safe_dump(settings, sort_keys=False))
+
+
+def make_results(state, steps_per_epoch: int, all_scores: dict[str, dict]) -> dict:
+    """The content of all_results.json, under the names of Trainer. state: train.TrainState; all_scores: by split."""
+    results = {
+        "epoch": state.step / steps_per_epoch,
+        "train_loss": state.loss_sum / state.step,
+        "train_runtime": state.train_seconds,
+        "train_samples_per_second": state.num_sentences / state.train_seconds,
+        "train_tokens_per_second": state.num_tokens / state.train_seconds,
+    }
+    for split, scores in all_scores.items():
+        results |= {f"{split}_{name}": value for name, value in scores.items()}
+    return results
+
+
+def finish_run(folder: str, results: dict) -> None:
+    """Writes the results. They come last: a folder that has them holds a finished run."""
+    atomic_write_text(os.path.join(folder, RESULTS_FILE), json.dumps(results, indent=2) + "\n")
