@@ -14,6 +14,7 @@ python data.py --train_file export.jsonl --validation_split 0.1 --model_name_or_
 """
 
 import argparse
+import hashlib
 import itertools
 import os
 import sys
@@ -345,7 +346,7 @@ def make_split(
         name, sentences, label_list, scheme, iob1, num_violations, first_violations,
         label_counts=np.array([tags.counts.get(label, 0) for label in label_list]),
         windows=windows,
-        fingerprint=Hasher.hash((label_list, statistics.checksum)),
+        fingerprint=hashlib.sha256(f"{label_list} {statistics.checksum}".encode()).hexdigest(),
         token_ids=statistics.token_ids,
         notes=notes,
     )  # fmt: skip
@@ -395,7 +396,7 @@ def load(args: argparse.Namespace, log) -> tuple[str, PreTrainedTokenizerFast, d
 def fingerprint(splits: dict[str, Split]) -> dict:
     """What identifies the data of a run: labels, and a checksum of every split."""
     checksums = {f"{name} data": split.fingerprint for name, split in splits.items()}
-    return {"labels": splits["train"].label_list} | checksums
+    return {"label list": splits["train"].label_list} | checksums
 
 
 @exit_on_error

@@ -1,5 +1,6 @@
-"""What the tests share: caches of their own, three tokenizers and small encoders made here, real commands."""
+"""Shared by the tests: separate caches, three tokenizers and small encoders that are made here, real commands."""
 
+import argparse
 import contextlib
 import hashlib
 import io
@@ -13,7 +14,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
-# Before any import of datasets or transformers: nothing of the user's caches, no network.
+# Set before datasets and transformers are imported: the caches of the user are not touched, no network.
 CACHE = tempfile.TemporaryDirectory(prefix="nanotagger-tests-")
 os.environ |= {
     "HF_HOME": CACHE.name,
@@ -38,28 +39,37 @@ from transformers import (  # noqa: E402
 )
 
 import data  # noqa: E402
+from util import sources  # noqa: E402
+from util.split import Split  # noqa: E402
+from util.tokenizer import load_tokenizer  # noqa: E402
 
 torch.set_num_threads(1)
 
 
 def pytest_configure(config):
-    """`pytest` leaves out what takes minutes; `pytest -m slow` runs that, `pytest -m ""` everything."""
+    """`pytest` leaves out the tests that take minutes, `pytest -m slow` runs only these, `pytest -m ""` runs all."""
     config.addinivalue_line("markers", "slow: takes minutes; pytest -m slow")
     if "-m" not in config.invocation_params.args:
         config.option.markexpr = "not slow"
 
 
+def data_args(**flags) -> argparse.Namespace:
+    """The parsed flags of the data: data_args(train_file="x.conll")."""
+    return data.get_args([f"--{name}={value}" for name, value in flags.items() if value is not None])
+
+
 def read(path, **flags) -> list[dict]:
     """The sentences of a file as the program reads them: [{"tokens": [...], "tags": [...]}]."""
-    dataset, _ = data.read_file(str(path), data.DataArguments(**flags))
+    dataset, _ = sources.read_file(str(path), data.columns_of(data_args(**flags)))
     return dataset.select_columns(["tokens", "tags"]).to_list()
 
 
-def load(encoder: str, size: int = 16, **flags) -> tuple[dict[str, data.Split], list[str]]:
-    """The splits and label names that these data flags give: load(encoder, train_file="x.conll")."""
-    tokenizer = data.load_tokenizer(encoder)
+def load(encoder: str, size: int = 16, **flags) -> tuple[dict[str, Split], list[str]]:
+    """The splits and the label list for these data flags: load(encoder, train_file="x.conll")."""
+    tokenizer = load_tokenizer(encoder)
     tokenizer.model_max_length = size
-    return data.load_splits(data.DataArguments(**{"stride": 4} | flags), tokenizer)
+    splits = data.load_splits(data_args(**{"stride": 4} | flags), tokenizer)
+    return splits, splits["train"].label_list
 
 
 def sample_words(split: str = "train", limit: int = 400) -> list[list[str]]:
@@ -67,7 +77,7 @@ def sample_words(split: str = "train", limit: int = 400) -> list[list[str]]:
 
 
 def run(*command, ranks: int = 1, timeout: int = 100, **env) -> subprocess.CompletedProcess:
-    """A real command in a process of its own: run("train.py", "--seed", 1, ranks=2). A hang is a failure."""
+    """Runs a real command in a new process: run("train.py", "--seed", 1, ranks=2). A hang is a failure."""
     mark = f"TEST_PROCESS={uuid.uuid4().hex}"
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     process = subprocess.Popen(
@@ -81,7 +91,7 @@ def run(*command, ranks: int = 1, timeout: int = 100, **env) -> subprocess.Compl
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     finally:
-        for environment in Path("/proc").glob("[0-9]*/environ"):  # torchrun's ranks outlive it when it is killed
+        for environment in Path("/proc").glob("[0-9]*/environ"):  # torchrun's ranks survive it when it is killed
             with contextlib.suppress(OSError):
                 if mark.encode() in environment.read_bytes():
                     os.kill(int(environment.parent.name), signal.SIGKILL)
@@ -89,7 +99,10 @@ def run(*command, ranks: int = 1, timeout: int = 100, **env) -> subprocess.Compl
 
 
 def train(*flags, ranks: int = 1, **env) -> str:
-    """What train.py prints; it has to succeed. Several ranks are real processes; one runs here, without new imports."""
+    """Runs train.py, which has to succeed, and returns what it prints.
+
+    Several ranks are real processes. One rank runs in this process, which saves the imports.
+    """
     if ranks > 1 or env:
         done = run("train.py", *flags, ranks=ranks, **env)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -154,7 +167,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory) -> dict[str, str]:
-    """Small encoders with random weights, one a kind of tokenizer: name -> folder."""
+    """Small encoders with random weights, one for each kind of tokenizer: name -> folder."""
     torch.manual_seed(0)
     folders = {}
     for name, tokenizer in (("wordpiece", word_piece()), ("bpe", byte_level_bpe()), ("unigram", unigram())):
@@ -173,7 +186,7 @@ def encoders(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def still(encoders, tmp_path_factory) -> str:
-    """The WordPiece encoder without dropout: what it computes depends on the sentences alone."""
+    """The WordPiece encoder without dropout: its results depend on the sentences alone."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     folder = str(tmp_path_factory.mktemp("still"))
@@ -207,7 +220,10 @@ def flat(flags: dict) -> list[str]:
 
 
 def lay(name: str, revision: str, files: dict, cache: str = CACHE.name) -> None:
-    """A repository in the Hub's cache as `hf download` leaves it: path -> a text, a file to copy, or a Dataset."""
+    """Writes a repository into the Hub's cache as `hf download` does.
+
+    files: path -> a text, a file to copy, or a Dataset.
+    """
     repository, commit = Path(cache) / "hub" / name, hashlib.sha1(revision.encode()).hexdigest()
     (repository / "refs" / revision).parent.mkdir(parents=True, exist_ok=True)
     (repository / "refs" / revision).write_text(commit)
@@ -224,7 +240,7 @@ def lay(name: str, revision: str, files: dict, cache: str = CACHE.name) -> None:
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    """Headless chromium; its log of what went wrong, and of what it asked for, can be read."""
+    """Headless chromium, with its log of errors and its log of requests."""
     chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and chromedriver):
         pytest.skip("needs Debian's chromium and chromium-driver")

@@ -1,5 +1,5 @@
-# ruff: noqa: E501 - one broken file a line
-"""What a user can get wrong ends as one line on stderr and exit code 2, before any training; nothing is overwritten."""
+# ruff: noqa: E501 - one broken file per line
+"""Invalid input ends as one line on stderr and exit code 2, before any training; nothing is overwritten."""
 
 import json
 
@@ -20,7 +20,7 @@ def check(message: str, stdout: str, stderr: str) -> str:
 
 @pytest.fixture
 def fails(monkeypatch, capsys):
-    """Runs main() here, with these flags: fails("what it says", "--seed", 1) -> the line."""
+    """Runs main() in this process: fails("message", "--seed", 1) -> the line on stderr."""
 
     def fails(message: str, *flags) -> str:
         monkeypatch.setattr("sys.argv", ["train.py", *map(str, flags)])
@@ -40,13 +40,13 @@ def test_a_real_command_ends_with_one_line_whatever_the_ranks(tmp_path, ranks):
     check("x.conll:3: 'x' has no tag", done.stdout, done.stderr)
     if ranks == 1:
         assert done.returncode == 2 and done.stderr.count("\n") == 1
-    else:  # torchrun adds its own summary and exits with 1
+    else:  # torchrun adds a summary and exits with 1
         assert done.returncode != 0
 
 
 WORDS = '{"tokens": ["a"], "tags": ["O"]}\n'
 TEXT = '{"text": "in Oslo", "label": [[3, 7, "LOC"]]}\n'
-FILES = {  # what is wrong -> (file name, content, the one line)
+FILES = {  # what is wrong -> (file name, content, the line on stderr, flags)
     "missing": ("train.conll", None, "train.conll: no such file"),
     "empty": ("train.conll", "", "train.conll: is empty"),
     "blank": ("train.conll", " \n\t\n", "train.conll: no sentences"),
@@ -85,20 +85,20 @@ FILES = {  # what is wrong -> (file name, content, the one line)
     "truncated line": ("train.jsonl", WORDS + '{"tokens": ["a"], "ta', "train.jsonl:2: not JSON: Unterminated string"),
     "truncated array": ("train.json", "[\n" + WORDS, "train.json:2: the array is not closed"),
     "array broken later": ("train.json", "[\n" + WORDS + ",\n{]", "train.json:4: not JSON"),
-    "array of numbers": ("train.json", "[1, 2]", "train.json:1: 1 is no object with columns"),
+    "array of numbers": ("train.json", "[1, 2]", "train.json:1: 1 is not an object with columns"),
     "not json": ("train.json", GOOD, "train.json:1: not JSON"),
     "too deep": ("train.jsonl", WORDS + '{"tokens": ' + "[" * 100_000, "train.jsonl:2: not JSON: maximum recursion depth"),
-    "column twice in json": ("train.jsonl", '{"tokens": ["a"], "tags": ["O"], "tags": ["O"]}\n', "train.jsonl:1: not JSON: column 'tags' is there twice"),
+    "column twice in json": ("train.jsonl", '{"tokens": ["a"], "tags": ["O"], "tags": ["O"]}\n', "train.jsonl:1: not JSON: duplicate column 'tags'"),
     "span outside": ("train.jsonl", TEXT + '{"text": "Oslo", "label": [[0, 5, "LOC"]]}\n', "train.jsonl:2: span 0-5 LOC lies outside the text of 4 characters"),
     "span before": ("train.jsonl", '{"text": "Oslo", "label": [[-1, 3, "LOC"]]}\n', "train.jsonl:1: span -1-3 LOC lies outside"),
     "span backwards": ("train.jsonl", '{"text": "Oslo", "label": [[3, 0, "LOC"]]}\n', "train.jsonl:1: span 3-0 LOC lies outside"),
     "span of nothing": ("train.jsonl", '{"text": "a  b", "label": [[1, 2, "LOC"]]}\n', "train.jsonl:1: span 1-2 LOC holds no word"),
     "span cuts a word": ("train.jsonl", '{"text": "in Oslo", "label": [[3, 5, "LOC"]]}\n', "train.jsonl:1: span 3-5 LOC 'Os' cuts the word 'Oslo'"),
     "overlapping spans": ("train.jsonl", '{"text": "New York", "label": [[0, 8, "LOC"], [4, 8, "ORG"]]}\n', "train.jsonl:1: span 4-8 ORG 'York' overlaps"),
-    "span of floats": ("train.jsonl", '{"text": "Oslo", "label": [[0.0, 4.0, "LOC"]]}\n', 'train.jsonl:1: [0.0, 4.0, "LOC"] is no span'),
-    "span without a type": ("train.jsonl", '{"text": "Oslo", "spans": [{"start": 0, "end": 4}]}\n', 'train.jsonl:1: {"start": 0, "end": 4} is no span'),
-    "span of two": ("train.jsonl", '{"text": "Oslo", "label": [[0, 4]]}\n', "train.jsonl:1: [0, 4] is no span"),
-    "span of two types": ("train.jsonl", '{"text": "Oslo", "label": [{"start": 0, "end": 4, "labels": ["A", "B"]}]}\n', "is no span"),
+    "span of floats": ("train.jsonl", '{"text": "Oslo", "label": [[0.0, 4.0, "LOC"]]}\n', 'train.jsonl:1: [0.0, 4.0, "LOC"] is not a span'),
+    "span without a type": ("train.jsonl", '{"text": "Oslo", "spans": [{"start": 0, "end": 4}]}\n', 'train.jsonl:1: {"start": 0, "end": 4} is not a span'),
+    "span of two": ("train.jsonl", '{"text": "Oslo", "label": [[0, 4]]}\n', "train.jsonl:1: [0, 4] is not a span"),
+    "span of two types": ("train.jsonl", '{"text": "Oslo", "label": [{"start": 0, "end": 4, "labels": ["A", "B"]}]}\n', "is not a span"),
     "span of another text": ("train.json", '[{"data": {"text": "Oslo"}, "annotations": [{"result": [{"value": {"start": 0, "end": 4, "text": "Rome", "labels": ["LOC"]}}]}]}]',
                              "train.json:1: span 0-4 LOC is 'Oslo' in the text, but annotated as 'Rome'"),
     "broken annotations": ("train.jsonl", '{"data": {"text": "Oslo"}, "annotations": [[]]}\n', "train.jsonl:1: its annotations are not as Label Studio"),
@@ -107,7 +107,7 @@ FILES = {  # what is wrong -> (file name, content, the one line)
     "short csv row": ("train.csv", "tokens,tags\na,O\na\n", "train.csv:3: 1 cells under 2 column names"),
     "long csv row": ("train.csv", "tokens,tags\na,O\na,O,O\n", "train.csv:3: 3 cells under 2 column names"),
     "csv with an open quote": ("train.csv", 'tokens,tags\na,O\n"a,O\n', "train.csv:3: unexpected end of data"),
-    "csv column twice": ("train.csv", "tokens,tags,tags\na,O,O\n", "train.csv:1: column 'tags' is there twice"),
+    "csv column twice": ("train.csv", "tokens,tags,tags\na,O,O\n", "train.csv:1: duplicate column 'tags'"),
     "csv without a header": ("train.csv", "a b,O O\nc,O\n", "train.csv:2: no column 'tokens'"),
     "csv, only a header": ("train.csv", "tokens,tags\n", "train.csv: no sentences"),
     "csv, a word a row without sentences": ("train.csv", "word,tag\na,O\nb,O\n", "train.csv: one word a row, but neither"),

@@ -1,4 +1,4 @@
-"""Reading, alignment, windows, batches."""
+"""Alignment of tags and subwords, tag schemes, windows, batches, the Hub's cache, running text."""
 
 import json
 import re
@@ -17,6 +17,11 @@ from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
 import data
+import model
+from util import data_report, sources, tag_schemes
+from util.annotations import Columns, split_words
+from util.corpus_scan import column
+from util.tokenizer import _tokenize, encode, load_tokenizer, max_length, packaged_encoder
 
 GUIDE = "EU rejects German call to boycott British lamb .".split()
 CONLL_LABELS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"]
@@ -33,45 +38,44 @@ def guide_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]")
 
 
-def rows_of(sentences, tags, tokenizer, size=64, stride=8, continuation=None) -> data.Rows:
-    lengths = np.array([len(words) for words in sentences])
-    dataset = datasets.Dataset.from_dict({"tokens": sentences})
-    return data.Rows(
-        [
-            data.tokenize(dataset, np.asarray(tags), lengths, tokenizer, size, stride, continuation).with_format(
-                "arrow"
-            )[:]
-        ]
-    )
+def windows_of(sentences, tags, tokenizer, size=64, stride=8, label_list=None, label_all_tokens=False) -> data.Windows:
+    """Words of sentences and the label id of every word -> windows. Without a label_list the labels are numbers."""
+    label_list = label_list or [str(i) for i in range(max(tags) + 1)]
+    words = [label_list[i] for i in tags]
+    ends = np.cumsum([len(sentence) for sentence in sentences])
+    tags = [words[end - len(sentence) : end] for sentence, end in zip(sentences, ends)]
+    dataset = datasets.Dataset.from_dict({"tokens": sentences, "tags": tags})
+    tokenizer.model_max_length = size
+    return data.tokenize(dataset, label_list, tokenizer, stride, iob1=False, label_all_tokens=label_all_tokens)
 
 
 # ---- alignment
 
 
 def test_alignment_of_the_guides_sentence(guide_tokenizer):
-    rows = rows_of([GUIDE], GUIDE_TAGS, guide_tokenizer)
-    input_ids, labels = rows[0]
-    tokens = guide_tokenizer.convert_ids_to_tokens(input_ids.tolist())
+    window = windows_of([GUIDE], GUIDE_TAGS, guide_tokenizer)[0]
+    tokens = guide_tokenizer.convert_ids_to_tokens(window["input_ids"].tolist())
     assert tokens == "[CLS] EU rejects German call to boycott British la ##mb . [SEP]".split()
-    assert labels.tolist() == [-100, 3, 0, 7, 0, 0, 0, 7, 0, -100, 0, -100]
+    assert window["labels"].tolist() == [-100, 3, 0, 7, 0, 0, 0, 7, 0, -100, 0, -100]
 
 
 def test_alignment_with_all_pieces_labelled(guide_tokenizer):
-    rows = rows_of([GUIDE], GUIDE_TAGS, guide_tokenizer, continuation=data.continuation_ids(CONLL_LABELS))
-    assert rows[0][1].tolist() == [-100, 3, 0, 7, 0, 0, 0, 7, 0, 0, 0, -100]
+    windows = windows_of([GUIDE], GUIDE_TAGS, guide_tokenizer, label_list=CONLL_LABELS, label_all_tokens=True)
+    assert windows[0]["labels"].tolist() == [-100, 3, 0, 7, 0, 0, 0, 7, 0, 0, 0, -100]
 
 
 def test_all_pieces_of_an_entity_continue_it(guide_tokenizer):
-    labels = ["O", "B-MISC", "I-MISC"]
-    rows = rows_of([["lamb", "lamb"]], [1, 0], guide_tokenizer, continuation=data.continuation_ids(labels))
-    assert rows[0][1].tolist() == [-100, 1, 2, 0, 0, -100]
+    label_list = ["O", "B-MISC", "I-MISC"]
+    windows = windows_of([["lamb", "lamb"]], [1, 0], guide_tokenizer, label_list=label_list, label_all_tokens=True)
+    assert windows[0]["labels"].tolist() == [-100, 1, 2, 0, 0, -100]
 
 
 def test_alignment_of_wnut17s_first_word_with_minilm():
-    tokenizer = data.load_tokenizer(data.packaged_encoder())
-    input_ids, labels = rows_of([["@paulwalk", "It"]], [5, 4], tokenizer)[0]
-    assert tokenizer.convert_ids_to_tokens(input_ids.tolist()) == ["[CLS]", "@", "paul", "##walk", "it", "[SEP]"]
-    assert labels.tolist() == [-100, 5, -100, -100, 4, -100]
+    tokenizer = load_tokenizer(packaged_encoder())
+    window = windows_of([["@paulwalk", "It"]], [5, 4], tokenizer)[0]
+    tokens = tokenizer.convert_ids_to_tokens(window["input_ids"].tolist())
+    assert tokens == ["[CLS]", "@", "paul", "##walk", "it", "[SEP]"]
+    assert window["labels"].tolist() == [-100, 5, -100, -100, 4, -100]
 
 
 @pytest.mark.parametrize(
@@ -80,26 +84,26 @@ def test_alignment_of_wnut17s_first_word_with_minilm():
         (["O", "B-PER", "I-PER"], [0, 2, 2]),
         (["I-PER", "O", "B-PER"], [0, 1, 0]),
         (["I-LOC", "B-PER", "B-LOC", "I-PER", "O"], [0, 3, 0, 3, 4]),
-        (["O", "B-PER"], [0, 1]),  # no I-PER to turn into
+        (["O", "B-PER"], [0, 1]),  # there is no I-PER
         (["NOUN", "VERB"], [0, 1]),
         (["B-X-Y", "I-X-Y", "B-X", "I-X"], [1, 1, 3, 3]),
     ],
 )
 def test_b_becomes_i_by_name_in_any_order_of_labels(labels, expected):
-    assert data.continuation_ids(labels).tolist() == expected
+    assert tag_schemes.continuation_ids(labels).tolist() == expected
 
 
 def test_labels_o_first_then_by_type():
     tags = {"I-PER", "B-PER", "O", "B-LOC", "B-creative-work", "I-LOC"}
-    assert data.label_list(tags) == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER", "B-creative-work"]
-    assert data.label_list({"I-PER", "O"}) == ["O", "B-PER", "I-PER"]
-    assert data.label_list({"10", "9", "0"}) == ["0", "9", "10"]
-    assert data.label_list({"unused"}, ["O", "I-X", "B-Y"]) == ["O", "I-X", "B-Y", "B-X"]
+    assert tag_schemes.make_label_list(tags) == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER", "B-creative-work"]
+    assert tag_schemes.make_label_list({"I-PER", "O"}) == ["O", "B-PER", "I-PER"]
+    assert tag_schemes.make_label_list({"10", "9", "0"}) == ["0", "9", "10"]
+    assert tag_schemes.make_label_list({"unused"}, ["O", "I-X", "B-Y"]) == ["O", "I-X", "B-Y", "B-X"]
 
 
 # ---- tag schemes
 
-SCHEMES = {  # the same five entities; one PER stands right behind another
+SCHEMES = {  # the same five entities; one PER directly follows another
     "IOB1": "I-PER I-PER B-PER O I-LOC I-LOC I-LOC B-LOC | I-PER",
     "IOB2": "B-PER I-PER B-PER O B-LOC I-LOC I-LOC B-LOC | B-PER",
     "BIOES": "B-PER E-PER S-PER O B-LOC I-LOC E-LOC S-LOC | S-PER",
@@ -109,19 +113,22 @@ SCHEMES = {  # the same five entities; one PER stands right behind another
 
 def as_ids(text: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
     sentences = [sentence.split() for sentence in text.split("|")]
-    labels = data.label_list({tag for sentence in sentences for tag in sentence})
+    labels = tag_schemes.make_label_list({tag for sentence in sentences for tag in sentence})
     return np.array([labels.index(tag) for s in sentences for tag in s]), np.array([len(s) for s in sentences]), labels
 
 
+def scheme_of(tags: np.ndarray, lengths: np.ndarray, label_list: list[str]) -> tag_schemes.Scheme:
+    return tag_schemes.decide_scheme(tag_schemes.scheme_evidence(tags, lengths, label_list), label_list)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_tag_scheme_is_recognised_and_has_nothing_against_itself(scheme):
-    found, illegal = data.tag_scheme(*as_ids(SCHEMES[scheme]))
-    assert found == scheme and len(illegal) == 0
+def test_a_tag_scheme_is_recognised_without_violations(scheme):
+    assert scheme_of(*as_ids(SCHEMES[scheme])) == (scheme, 0, [])
 
 
 def test_iob1_becomes_iob2():
     tags, lengths, labels = as_ids(SCHEMES["IOB1"])
-    converted = data.iob1_to_iob2(tags, lengths, labels)
+    converted = tag_schemes.iob1_to_iob2(tags, lengths, labels)
     assert [labels[i] for i in converted] == SCHEMES["IOB2"].replace(" |", "").split()
 
 
@@ -152,15 +159,29 @@ def test_every_scheme_scores_the_same_entities_as_strict_seqeval(scheme):
     ],
 )
 def test_illegal_transitions_are_found(text, scheme, illegal):
-    found, broken = data.tag_scheme(*as_ids(text))
-    assert (found, broken.tolist()) == (scheme, illegal)
+    assert scheme_of(*as_ids(text)) == (scheme, len(illegal), illegal[:3])
 
 
-def test_what_breaks_the_scheme_is_said_and_kept(encoders, tmp_path):
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_evidence_of_a_corpus_is_the_sum_of_its_parts(scheme):
+    random = np.random.default_rng(0)
+    tags, lengths, labels = as_ids(" | ".join([SCHEMES[scheme]] * 5))
+    for share in (0, 0.3):
+        is_random = random.random(len(tags)) < share
+        tags = np.where(is_random, random.integers(0, len(labels), len(tags)), tags)
+        total, word = tag_schemes.SchemeEvidence(), 0
+        for part in np.array_split(lengths, 4):
+            total += tag_schemes.scheme_evidence(tags[word : word + part.sum()], part, labels)
+            word += part.sum()
+        assert total == tag_schemes.scheme_evidence(tags, lengths, labels)
+        assert share == 0 or total.bad_tags > 3  # more than the examples that are kept
+
+
+def test_what_breaks_the_scheme_is_logged_and_kept(encoders, tmp_path):
     write_conll(tmp_path / "x", [{"tokens": ["a", "b", "c"], "tags": ["B-PER", "O", "I-LOC"]}] * 4)
     splits, labels = load(encoders["wordpiece"], train_file=str(tmp_path / "x"))
-    (note,) = data.checks(splits, labels, 16)
-    assert note.startswith(f"{tmp_path / 'x'}: 4 tags break IOB2 and are kept: ")
+    (note,) = data_report.checks(splits, 16)
+    assert note.startswith(f"{tmp_path / 'x'}: 4 invalid IOB2 transitions kept as in the file: ")
     assert f"{tmp_path / 'x'}:3 'c' I-LOC after O;" in note
     assert note.count("I-LOC") == 3 and note.endswith("...")
     assert [labels[i] for i in splits["train"].tags[:3]] == ["B-PER", "O", "I-LOC"]
@@ -176,28 +197,28 @@ def test_an_iob1_file_trains_on_the_labels_of_its_iob2_copy(encoders, tmp_path):
     assert labels == same_labels == ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
     assert one["train"].tags.tolist() == two["train"].tags.tolist()
     assert one["train"].fingerprint == two["train"].fingerprint
-    (note,) = data.checks(one, labels, 16)
-    assert re.fullmatch(r".*IOB1: \d+ tags of IOB1, read as IOB2", note)
-    assert data.checks(two, labels, 16) == []
+    (note,) = data_report.checks(one, 16)
+    assert re.fullmatch(r".*IOB1: \d+ IOB1 tags converted to IOB2", note)
+    assert data_report.checks(two, 16) == []
 
 
 # ---- windows
 
 
 def check_windows(sizes: np.ndarray, size: int, stride: int) -> None:
-    """Every property that windows() promises, by brute force over words of `sizes` subwords."""
+    """Every documented property of windows(), by brute force over words of `sizes` subwords."""
     word_ids = np.repeat(np.arange(len(sizes)), sizes)
     starts = np.append(0, np.cumsum(sizes))
     found = data.windows(word_ids, size, stride)
-    owned = [word for _, _, first, last in found for word in range(first, last)]
-    assert owned == list(range(len(sizes)))  # each word once, in order
+    labelled = [word for _, _, first, last in found for word in range(first, last)]
+    assert labelled == list(range(len(sizes)))  # each word once, in order
     for start, stop, first, last in found:
         assert 0 < stop - start <= size and start in starts
         assert start <= starts[first] and starts[last - 1] < stop
     for (_, before, *_), (after, *_) in zip(found, found[1:]):
         assert before - after <= max(stride, 0)
 
-    def context(window, word):  # -1: not whole in there
+    def context(window, word):  # below 0: the word is not complete in the window
         left, right = starts[word] - window[0], window[1] - starts[word + 1]
         return min(left, right)
 
@@ -207,7 +228,7 @@ def check_windows(sizes: np.ndarray, size: int, stride: int) -> None:
             assert context(window, word) == best or min(sizes) == 0 or max(sizes) > size
 
 
-def test_windows_of_random_sentences_keep_every_promise():
+def test_windows_of_random_sentences_have_every_property():
     random = np.random.default_rng(0)
     for _ in range(300):
         sizes = random.integers(1, 6, random.integers(1, 60))
@@ -223,74 +244,74 @@ def test_a_word_longer_than_a_window_is_labelled_by_its_first_subwords():
 
 
 def test_windows_literal():
-    # ten words of one subword, windows of six that overlap by two: the overlap is shared out evenly
+    # ten words of one subword, windows of six that overlap by two: each window labels half of the overlap
     assert data.windows(np.arange(10), 6, 2) == [(0, 6, 0, 5), (4, 10, 5, 10)]
 
 
-VANISHING = ["\u200d", "\ufe0f", "\x07", "\u200b", "\u0301"]
+DROPPED = ["\u200d", "\ufe0f", "\x07", "\u200b", "\u0301"]
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 @pytest.mark.parametrize("size", [8, 16, 64, 128])
 def test_every_word_is_labelled_exactly_once(encoders, kind, size):
-    tokenizer = data.load_tokenizer(encoders[kind])
+    tokenizer = load_tokenizer(encoders[kind])
     sentences = sample_words("validation", 30)
-    sentences += [VANISHING, ["the", "\ufe0f", "end"], ["http://x.org/" + "abc" * 200, "is", "long"]]
+    sentences += [DROPPED, ["the", "\ufe0f", "end"], ["http://x.org/" + "abc" * 200, "is", "long"]]
     sentences += [[word for words in sample_words("test", 60) for word in words]]  # a document of over 700 words
-    tags = np.arange(sum(map(len, sentences)))  # every word has a tag of its own
-    rows = rows_of(sentences, tags, tokenizer, size=size)
-    labels = np.concatenate([rows[i][1] for i in range(len(rows))])
+    tags = np.arange(sum(map(len, sentences)))  # a different tag for every word
+    windows = windows_of(sentences, tags, tokenizer, size=size)
+    labels = np.concatenate([window["labels"] for window in windows])
     assert labels[labels != -100].tolist() == tags.tolist()
-    assert rows.lengths.max() <= size
-    assert np.concatenate([rows.words([i]) for i in range(len(rows))]).tolist() == tags.tolist()
+    assert windows.lengths.max() <= size
+    assert np.concatenate([windows.word_positions([i]) for i in range(len(windows))]).tolist() == tags.tolist()
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_short_sentences_are_encoded_as_the_tokenizer_itself_does(encoders, kind):
-    tokenizer = data.load_tokenizer(encoders[kind])
+    tokenizer = load_tokenizer(encoders[kind])
     sentences = sample_words("test", 20)
-    rows = rows_of(sentences, [0] * sum(map(len, sentences)), tokenizer, size=128)
-    for i, words in enumerate(sentences):
-        assert rows[i][0].tolist() == tokenizer(words, is_split_into_words=True)["input_ids"]
+    windows = windows_of(sentences, [0] * sum(map(len, sentences)), tokenizer, size=128)
+    for window, words in zip(windows, sentences, strict=True):
+        assert window["input_ids"].tolist() == tokenizer(words, is_split_into_words=True)["input_ids"]
 
 
 def test_byte_level_words_begin_with_a_space(encoders):
-    tokenizer = data.load_tokenizer(encoders["bpe"])
-    ids, word_ids, _ = data.encode([["Sylvain", ",", "Oslo"]], tokenizer)[0]
+    tokenizer = load_tokenizer(encoders["bpe"])
+    ids, word_ids, _ = encode([["Sylvain", ",", "Oslo"]], tokenizer)[0]
     firsts = ids[np.diff(word_ids, prepend=-1) != 0]
     assert all(token.startswith("Ġ") for token in tokenizer.convert_ids_to_tokens(firsts.tolist()))
 
 
-def test_roberta_positions_start_behind_the_padding_index(encoders):
-    tokenizer = data.load_tokenizer(encoders["bpe"])
+def test_roberta_positions_start_after_the_padding_index(encoders):
+    tokenizer = load_tokenizer(encoders["bpe"])
     assert tokenizer.model_max_length > 1_000_000
-    assert data.max_length(tokenizer, AutoConfig.from_pretrained(encoders["bpe"])) == 128
+    assert max_length(tokenizer, AutoConfig.from_pretrained(encoders["bpe"])) == 128
 
 
 # ---- batches
 
 
 def test_collate_pads_to_the_longest_of_the_batch():
-    rows = [
-        (np.array([2, 7, 3]), np.array([-100, 1, -100])),
-        (np.array([2, 8, 9, 6, 3]), np.array([-100, 0, -100, 2, -100])),
+    features = [
+        {"input_ids": np.array([2, 7, 3]), "labels": np.array([-100, 1, -100])},
+        {"input_ids": np.array([2, 8, 9, 6, 3]), "labels": np.array([-100, 0, -100, 2, -100])},
     ]
-    batch = data.collate(rows, pad_token_id=99)
+    batch = data.collate(features, {"input_ids": 99, "labels": -100})
     assert batch["input_ids"].tolist() == [[2, 7, 3, 99, 99], [2, 8, 9, 6, 3]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch["labels"].tolist() == [[-100, 1, -100, -100, -100], [-100, 0, -100, 2, -100]]
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
 
 
-def test_collate_of_no_rows_counts_for_nothing():
-    batch = data.collate([], pad_token_id=0)
+def test_collate_without_features_makes_a_row_without_labels():
+    batch = data.collate([], {"input_ids": 0, "labels": -100})
     assert batch["input_ids"].tolist() == [[0]] and batch["labels"].tolist() == [[-100]]
 
 
 @pytest.mark.parametrize("group_by_length", [False, True])
-def test_an_epoch_holds_every_row_once_and_depends_on_its_arguments_alone(group_by_length):
+def test_an_epoch_holds_every_row_once_and_depends_only_on_its_arguments(group_by_length):
     lengths = np.random.default_rng(1).integers(3, 60, 1003)
-    epochs = [list(data.global_batches(lengths, 16, 42, epoch, group_by_length)) for epoch in (0, 0, 1)]
+    epochs = [list(data.EpochBatches(lengths, 16, 42, epoch, group_by_length)) for epoch in (0, 0, 1)]
     for batches in epochs:
         assert sorted(np.concatenate(batches)) == list(range(1003))
         assert sorted(map(len, batches))[:2] == [1003 % 16, 16]
@@ -298,11 +319,11 @@ def test_an_epoch_holds_every_row_once_and_depends_on_its_arguments_alone(group_
     assert not all(len(a) == len(b) and (a == b).all() for a, b in zip(epochs[0], epochs[2]))
 
 
-def test_grouping_by_length_takes_the_padding_away():
+def test_grouping_by_length_removes_the_padding():
     lengths = np.random.default_rng(1).integers(3, 60, 5000)
 
     def padding(group_by_length):
-        batches = list(data.global_batches(lengths, 16, 42, 0, group_by_length))
+        batches = list(data.EpochBatches(lengths, 16, 42, 0, group_by_length))
         return 1 - lengths.sum() / sum(len(batch) * lengths[batch].max() for batch in batches)
 
     assert padding(False) > 0.3 and padding(True) < 0.05
@@ -310,58 +331,52 @@ def test_grouping_by_length_takes_the_padding_away():
 
 @pytest.mark.parametrize("group_by_length", [False, True])
 @pytest.mark.parametrize("number", [2**18 + 1, 300_007])
-def test_a_large_epochs_order_is_computed_and_holds_every_row_once(number, group_by_length):
+def test_a_large_epoch_holds_every_row_once_and_begins_at_any_step(number, group_by_length):
     lengths = np.random.default_rng(1).integers(3, 60, number)
-    batches = [list(data.global_batches(lengths, 512, 42, epoch, group_by_length)) for epoch in (0, 1)]
+    batches = [list(data.EpochBatches(lengths, 512, 42, epoch, group_by_length)) for epoch in (0, 1)]
     for epoch in batches:
         assert (np.sort(np.concatenate(epoch)) == np.arange(number)).all()
-    later = next(data.global_batches(lengths, 512, 42, 0, group_by_length, first=300))
+    later = data.EpochBatches(lengths, 512, 42, 0, group_by_length)[300]
     assert (later == batches[0][300]).all() and not (batches[0][0] == batches[1][0]).all()
     if group_by_length:
         padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches[0])
         assert 1 - lengths.sum() / padded < 0.05
 
 
-def test_a_computed_order_is_as_random_as_a_drawn_one():
-    """Of 40,000 positions: neighbours are not correlated, each tenth of them goes everywhere alike (chi squared)."""
-    number = 40_000
-    for seed in range(5):
-        keys = np.random.default_rng(seed).integers(2**63, size=8, dtype=np.uint64)
-        order = data.shuffled(np.arange(number), number, keys)
-        assert (np.sort(order) == np.arange(number)).all()
-        assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.02
-        table = np.histogram2d(np.arange(number), order, bins=10)[0]
-        assert ((table - 400) ** 2 / 400).sum() < 140  # 81 degrees of freedom: one in 10,000 lies above
-        assert 0 <= (order == np.arange(number)).sum() < 9
-    for number in (1, 2, 3, 5, 16, 17):
-        keys = np.arange(8, dtype=np.uint64)
-        assert sorted(data.shuffled(np.arange(number), number, keys)) == list(range(number))
-
-
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
-def test_words_met_before_are_cut_as_the_tokenizer_cuts_them(encoders, kind):
-    same_as_the_tokenizer(data.load_tokenizer(encoders[kind]))
+def test_cached_words_have_the_subwords_of_the_tokenizer(encoders, kind):
+    same_as_the_tokenizer(load_tokenizer(encoders[kind]))
 
 
 @hypothesis.settings(max_examples=300, deadline=None, derandomize=True)
 @hypothesis.given(words=strategies.lists(strategies.text(min_size=1, max_size=8), min_size=1, max_size=12))
 def same_as_the_tokenizer(tokenizer, words):
-    expected = data._encoding([words], tokenizer)[0]
+    expected = _tokenize([words], tokenizer)
     for _ in range(2):
-        input_ids, word_ids, vanished = data.encode([words], tokenizer)[0]
-        there = ~np.isin(word_ids, vanished)
-        assert input_ids[there].tolist() == expected["input_ids"][0]
-        assert word_ids[there].tolist() == expected.word_ids(0)
+        input_ids, word_ids, dropped = encode([words], tokenizer)[0]
+        has_subwords = ~np.isin(word_ids, dropped)
+        assert input_ids[has_subwords].tolist() == expected["input_ids"][0]
+        assert word_ids[has_subwords].tolist() == expected.word_ids(0)
+
+
+def test_a_full_word_cache_is_replaced(encoders, monkeypatch):
+    monkeypatch.setattr("util.tokenizer.WordCache.MAX_WORDS", 20)
+    tokenizer, sentences = load_tokenizer(encoders["wordpiece"]), sample_words("test", 30)
+    expected = [encode([words], load_tokenizer(encoders["wordpiece"]))[0] for words in sentences]
+    for words, encoded in zip(sentences, expected):
+        assert all(np.array_equal(*pair) for pair in zip(encode([words], tokenizer)[0], encoded))
 
 
 @pytest.mark.parametrize(("accumulation", "world_size"), [(1, 1), (2, 1), (1, 2), (2, 2), (1, 8), (4, 3)])
-def test_ranks_and_accumulation_share_out_the_same_global_batches(accumulation, world_size):
-    batches = list(data.global_batches(np.full(101, 9), 24, 7, 0, False))
-    shares = [list(data.micro_batches(batches, accumulation, rank, world_size)) for rank in range(world_size)]
+def test_ranks_and_accumulation_divide_the_same_global_batches(accumulation, world_size):
+    batches = data.EpochBatches(np.full(101, 9), 24, 7, 0, False)
+    shares = [list(data.micro_batches(batches, 0, accumulation, rank, world_size)) for rank in range(world_size)]
     for step, batch in enumerate(batches):
         parts = [part for rank in shares for part in rank[step * accumulation : (step + 1) * accumulation]]
         assert sorted(sum(parts, [])) == sorted(batch)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    resumed = [list(data.micro_batches(batches, 2, accumulation, rank, world_size)) for rank in range(world_size)]
+    assert resumed == [share[2 * accumulation :] for share in shares]
 
 
 def test_evaluation_batches_hold_every_row_once_and_pad_little():
@@ -371,30 +386,32 @@ def test_evaluation_batches_hold_every_row_once_and_pad_little():
     assert batches[0].tolist() == [70, 71] and max(map(len, batches)) == 64
 
 
-def test_rows_are_views_into_the_file_over_many_chunks(guide_tokenizer, tmp_path):
-    sentences = [{"tokens": GUIDE[: 1 + i % 9], "tags": ["O"] * (1 + i % 9)} for i in range(2500)]
-    write_conll(tmp_path / "a.txt", sentences)
-    dataset, _ = data.read_file(str(tmp_path / "a.txt"), data.DataArguments())
+def test_windows_are_views_into_the_file_over_many_chunks(guide_tokenizer, tmp_path):
     lengths = np.array([1 + i % 9 for i in range(2500)])
-    rows = data.Rows(
-        [data.tokenize(dataset, np.arange(lengths.sum()), lengths, guide_tokenizer, 64, 8).with_format("arrow")[:]]
-    )
-    assert len(rows.chunks) > 1 and len(rows) == 2500
+    first_words = np.cumsum(lengths) - lengths
+    sentences = [
+        {"tokens": GUIDE[:length], "tags": [str(first + i) for i in range(length)]}  # a different tag for every word
+        for length, first in zip(lengths, first_words)
+    ]
+    write_conll(tmp_path / "a.txt", sentences)
+    dataset, _ = sources.read_file(str(tmp_path / "a.txt"), Columns())
+    label_list = [str(i) for i in range(lengths.sum())]
+    guide_tokenizer.model_max_length = 64
+    windows = data.tokenize(dataset, label_list, guide_tokenizer, stride=8, iob1=False, label_all_tokens=False)
+    assert column(windows.dataset, "input_ids").num_chunks > 1 and len(windows) == 2500
     for i in (0, 8, 999, 1000, 1001, 2499):
-        input_ids, labels = rows[i]
+        input_ids, labels = windows[i]["input_ids"], windows[i]["labels"]
         assert not input_ids.flags.owndata and not input_ids.flags.writeable
-        assert len(input_ids) == rows.lengths[i] and labels[1] == lengths[:i].sum()
+        assert len(input_ids) == windows.lengths[i] and labels[1] == first_words[i]
 
 
-# ---- the Hub, through hand-laid caches
+# ---- the Hub, by caches made here
 
 
 def test_a_model_is_found_in_the_hubs_cache_by_its_id(encoders):
     files = {path.name: path for path in Path(encoders["wordpiece"]).iterdir()}
     lay("models--bert-base-cased", "main", files)
-    import model
-
-    assert data.load_tokenizer("bert-base-cased").is_fast
+    assert load_tokenizer("bert-base-cased").is_fast
     assert model.load_model("bert-base-cased", ["O", "B-X"]).config.id2label == {0: "O", 1: "B-X"}
 
 
@@ -408,7 +425,7 @@ def test_a_script_only_set_is_read_from_its_parquet_conversion(monkeypatch):
         return {"train": None}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert data.read_named("someone/set", "en") == {"train": None}
+    assert sources.read_named("someone/set", "en") == {"train": None}
     assert asked == [("someone/set", "en", None), ("someone/set", "en", "refs/convert/parquet")]
 
 
@@ -431,7 +448,7 @@ def test_the_well_known_sets_are_read_offline_from_the_hubs_cache(encoders):
         assert labels == names, (name, labels)
         assert splits["test"].sentences[1]["tags"] == ["O", "B-LOC"]
     with pytest.raises(ValueError, match="nobody/nothing: not in the cache, and the Hub cannot be reached"):
-        data.read_named("nobody/nothing", None)
+        sources.read_named("nobody/nothing", None)
 
 
 # ---- running text
@@ -448,13 +465,13 @@ def test_the_well_known_sets_are_read_offline_from_the_hubs_cache(encoders):
     ],
 )
 def test_text_becomes_words(text, words):
-    assert [text[start:end] for start, end in data.split_words(text)] == words
+    assert [text[start:end] for start, end in split_words(text)] == words
 
 
 def test_the_packaged_encoder_is_the_file_it_should_be(tmp_path):
-    assert AutoTokenizer.from_pretrained(data.packaged_encoder()).is_fast
+    assert AutoTokenizer.from_pretrained(packaged_encoder()).is_fast
 
 
 def test_ragged_arrow_columns():
-    column = data._list_array([np.array([1, 2]), np.array([], int), np.array([3])])
-    assert column.to_pylist() == [[1, 2], [], [3]] and column.type == pa.list_(pa.int32())
+    array = data._arrow_column("labels", [np.array([1, 2]), np.array([], int), np.array([3])])
+    assert array.to_pylist() == [[1, 2], [], [3]] and array.type == pa.list_(pa.int32())

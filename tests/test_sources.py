@@ -1,9 +1,8 @@
-# ruff: noqa: E501 - one format, or one note, a line
-"""One corpus in every format is the same corpus; what is read, noted and looked at before training."""
+# ruff: noqa: E501 - one format, or one note, per line
+"""A corpus in any format gives the same tensors; annotations, notes and statistics before training."""
 
 import contextlib
 import fcntl
-import functools
 import html
 import json
 import os
@@ -25,10 +24,15 @@ import seqeval.scheme
 from conftest import CACHE, ROOT, load, read, results, run, train, write_conll
 from hypothesis import strategies
 
-import data
 import metrics
+from util import blocks, data_report, sources
+from util.annotations import FEATURES, Columns, sentences
+from util.blocks import Block, cut_into_blocks
+from util.format_detection import choose_reader
+from util.formats import Reader, conll_layout, read_conll, read_conllu, read_csv, read_json_array, read_json_lines
+from util.tag_schemes import entity_starts
 
-# Words as split_words cuts the text, so that formats of text and formats of words can say the same.
+# Words as split_words finds them, so that formats of text and formats of words can hold the same corpus.
 SENTENCES = [
     {"tokens": ["EU", "rejects", "German", "call", "."], "tags": ["B-ORG", "O", "B-MISC", "O", "O"]},
     {"tokens": ["Peter", "Blackburn"], "tags": ["B-PER", "I-PER"]},
@@ -40,7 +44,7 @@ NAMES = ["O", "B-LOC", "I-LOC", "B-MISC", "B-ORG", "B-PER", "I-PER"]
 
 
 def spans(sentence: dict) -> tuple[str, list[tuple[int, int, str]]]:
-    """The words between single blanks, and their entities as characters."""
+    """The words joined by single blanks, and their entities as spans of characters."""
     text, found = "", []
     for word, tag in zip(sentence["tokens"], sentence["tags"]):
         start = len(text)
@@ -100,7 +104,7 @@ def conllu() -> str:
 
 
 as_spans = [spans(s) for s in SENTENCES]
-TEXTS = {  # kind -> (file name, content, further flags); names that say nothing, wherever the content speaks
+TEXTS = {  # kind -> (file name, content, further flags); without a telling suffix where the content decides
     "conll": ("a.txt", columns(), {}),
     "conll of four": ("a.conll", "-DOCSTART- -X- -X- O\n\n" + columns("NNP", "B-NP"), {}),
     "conll of five, tabs, crlf, bom": ("a", "\ufeff" + columns("x", "y", "z", separator="\t").replace("\n", "\r\n"), {}),
@@ -174,12 +178,13 @@ def test_every_format_gives_the_same_tensors(kind, encoders, tmp_path):
     assert expected_labels == NAMES
     assert found.sentences["tokens"][:] == [s["tokens"] for s in SENTENCES]
     assert found.tags.tolist() == expected.tags.tolist() and found.lengths.tolist() == expected.lengths.tolist()
-    for row, expected_row in zip(found.rows, expected.rows, strict=True):
-        assert all(np.array_equal(*pair) for pair in zip(row, expected_row))
+    for window, expected_window in zip(found.windows, expected.windows, strict=True):
+        assert window.keys() == expected_window.keys()
+        assert all(np.array_equal(window[name], expected_window[name]) for name in window)
     if kind != "jsonl of ids":  # they have no names
         assert labels == NAMES and found.fingerprint == expected.fingerprint
-        (note,) = data.checks(splits, labels, 64)  # of words like 1996
-        assert note == f"{found.where}: 10.5% of words hold a subword that this tokenizer does not know"
+        (note,) = data_report.checks(splits, 64)  # of words like 1996
+        assert note == f"{found.name}: 10.5% of words contain a subword that the tokenizer does not know"
 
 
 @pytest.mark.parametrize("kind", ["conllu", "doccano", "prodigy", "label studio", "csv, a word a row", "folder of ids"])
@@ -221,7 +226,7 @@ def test_two_columns_however_they_are_written(tmp_path, text, task):
     assert read(tmp_path / "x.conll", task_name=task) == expected
 
 
-def test_comments_stand_above_sentences_and_a_hash_may_be_a_word(tmp_path):
+def test_comments_are_above_sentences_and_a_hash_may_be_a_word(tmp_path):
     path = tmp_path / "x.conll"
     path.write_text("# sent_id = 1\n# text = EU says\nEU B-ORG\n# O\n\n#nlp O\n#id 7 x\nhi O\n")
     with pytest.raises(ValueError, match="x.conll:7: 3 columns"):
@@ -259,7 +264,7 @@ def test_conllu_by_its_content(tmp_path, name):
         read(path)
 
 
-def test_words_may_hold_blanks_of_other_kinds(tmp_path):
+def test_words_may_contain_other_white_space(tmp_path):
     (tmp_path / "x.conll").write_text("10\u00a0000 O\n\u200d O\n\x1c O\n\ufeff O\na O\n")
     assert read(tmp_path / "x.conll")[0]["tokens"] == ["10\u00a0000", "\u200d", "\x1c", "\ufeff", "a"]
 
@@ -273,7 +278,7 @@ def test_quotes_and_line_ends_inside_a_csv_cell(tmp_path):
         read(path)
 
 
-def test_a_saved_folder_is_read_as_it_was_shuffled_and_stays_as_it_is(encoders, tmp_path):
+def test_a_saved_folder_is_read_in_shuffled_order_and_not_changed(encoders, tmp_path):
     sentences = [{"tokens": [str(i)], "tags": ["O"]} for i in range(9)]
     shuffled = datasets.Dataset.from_list(sentences).shuffle(seed=3)
     datasets.DatasetDict(train=shuffled).save_to_disk(str(tmp_path / "saved"))
@@ -308,14 +313,14 @@ def test_columns_by_flag_and_by_task(tmp_path):
     assert read(path, text_column_name="w", label_column_name="2")[0]["tags"] == ["X", "Y"]
 
 
-def test_an_edited_file_is_not_answered_from_the_cache(tmp_path):
+def test_an_edited_file_is_not_read_from_the_cache(tmp_path):
     path = tmp_path / "x.conll"
     for word in ("one", "two"):
         path.write_text(f"{word} O\n")
         assert read(path) == [{"tokens": [word], "tags": ["O"]}]
 
 
-# ---- the Hub, through a hand-laid cache
+# ---- the Hub, by a cache made here
 
 
 @pytest.mark.parametrize(("name", "cached"), [("conll2003", "lhoestq___conll2003"), ("wnut_17", "leondz___wnut_17")])
@@ -331,20 +336,21 @@ def test_a_well_known_set_is_found_in_the_datasets_cache_by_its_short_name(name,
     info = json.loads((target / "dataset_info.json").read_text())
     info |= {"dataset_name": cached.partition("___")[2], "builder_name": "parquet", "config_name": "default"}
     (target / "dataset_info.json").write_text(json.dumps(info))
-    found, labels = data.read_splits(data.DataArguments(dataset_name=name))
-    assert labels == NAMES
+    opened = sources.open_sources({}, name, None, Columns())
+    found, names = sources.read_splits(opened, Columns(), validation_split=0.0, seed=1)
+    assert names == tuple(NAMES)
     assert list(found["train"][1]["tokens"]) == [s["tokens"] for s in SENTENCES]
 
 
 # ---- spans
 
 
-def test_a_span_may_take_blanks_with_it(tmp_path):
+def test_a_span_may_include_blanks(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "in New York .", "label": [[2, 12, "LOC"]]}\n')
     assert read(tmp_path / "x.jsonl") == [{"tokens": ["in", "New", "York", "."], "tags": ["O", "B-LOC", "I-LOC", "O"]}]
 
 
-def test_a_span_that_cuts_a_word_is_named_or_widened_and_counted(encoders, tmp_path):
+def test_a_span_that_cuts_a_word_is_an_error_or_widened_and_counted(encoders, tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(
         '{"text": "a b", "label": []}\n{"text": "Johnson left Oslo", "label": [[0, 4, "PER"], [15, 17, "LOC"]]}\n'
@@ -353,7 +359,7 @@ def test_a_span_that_cuts_a_word_is_named_or_widened_and_counted(encoders, tmp_p
         read(path)
     splits, labels = load(encoders["wordpiece"], train_file=str(path), widen_spans=True)
     assert [labels[i] for i in splits["train"].tags] == ["O", "O", "B-PER", "O", "B-LOC"]
-    (note,) = data.checks(splits, labels, 16)
+    (note,) = data_report.checks(splits, 16)
     assert note == f"{path}: 2 spans widened to whole words: {path}:2 'John' to 'Johnson'; {path}:2 'lo' to 'Oslo'"
 
 
@@ -361,19 +367,17 @@ def test_what_was_not_annotated_is_left_out_and_counted(encoders, tmp_path):
     path = tmp_path / "x.jsonl"
     rejected = {"text": "no", "spans": [], "answer": "reject"}
     path.write_text(jsonl([rejected, {"text": "Oslo", "spans": [{"start": 0, "end": 4, "label": "LOC"}]}, rejected]))
-    splits, labels = load(encoders["wordpiece"], train_file=str(path))
+    splits, _ = load(encoders["wordpiece"], train_file=str(path))
     assert len(splits["train"].tags) == 1
-    assert f"{path}: 2 left out, as its answer is not accept: {path}:1 reject; {path}:3 reject" in data.checks(
-        splits, labels, 16
-    )
+    note = f"{path}: 2 left out, as its answer is not accept: {path}:1 reject; {path}:3 reject"
+    assert note in data_report.checks(splits, 16)
     path.write_text(jsonl([label_studio(SENTENCES[0]), {"data": {"text": "x"}, "annotations": []}]))
-    splits, labels = load(encoders["wordpiece"], train_file=str(path))
-    assert f"{path}: 1 left out, as it has no annotation: {path}:2 a task of Label Studio" in data.checks(
-        splits, labels, 16
-    )
+    splits, _ = load(encoders["wordpiece"], train_file=str(path))
+    note = f"{path}: 1 left out, as it has no annotation: {path}:2 a task of Label Studio"
+    assert note in data_report.checks(splits, 16)
 
 
-# ---- any bytes at all
+# ---- arbitrary bytes
 
 PIECES = [b"EU B-ORG\n", b"a\tO\n", b"\n", b"{", b"}", b"[", b"]", b'"tokens": ', b'"tags": ', b'"text": "a b"', b'"label": ', b"[[0, 1, ",
           b'"x"]]', b'["a"]', b'["O"]', b", ", b"0", b"null", b"\r\n", b"\xef\xbb\xbf", b"\xff", b"\x00", b"tokens,tags\n", b"word,tag\n",
@@ -382,11 +386,13 @@ BYTES = strategies.one_of(
     strategies.binary(max_size=200),
     strategies.lists(strategies.sampled_from(PIECES) | strategies.binary(max_size=3), max_size=15).map(b"".join),
 )
-READERS = [
-    data.read_conll,
-    data.read_conllu,
-    data.read_json,
-    *(functools.partial(data.read_csv, delimiter=d) for d in ",;\t"),
+CANDIDATES = [
+    lambda path: choose_reader(path, ["tokens", "word", "text"], ["tags", "tag", "label"]),
+    lambda path: Reader(read_conll, path, conll_layout(path)),
+    lambda path: Reader(read_conllu, path),
+    lambda path: Reader(read_json_lines, path),
+    lambda path: Reader(read_json_array, path),
+    *(lambda path, delimiter=delimiter: Reader(read_csv, path, {"delimiter": delimiter}) for delimiter in ",;\t"),
 ]
 
 
@@ -395,15 +401,94 @@ READERS = [
 def test_any_bytes_are_sentences_or_one_error_that_names_the_file(content):
     path = str(Path(CACHE.name) / "any")
     Path(path).write_bytes(content)
-    args = data.DataArguments()
-    for reader in [lambda path: data.choose_reader(path, args)(path), *READERS]:
+    for candidate in CANDIDATES:
         try:
-            for sentence in data.sentences(functools.partial(reader, path), path, None, args):
+            for sentence in sentences(candidate(path).read(), path, None, Columns()):
                 assert len(sentence["tokens"]) == len(sentence["tags"])
                 assert len(sentence["lines"]) in (1, len(sentence["tokens"]))
                 assert all(type(tag) is str and tag for tag in sentence["tags"])
         except ValueError as error:
             assert str(error).startswith(path)
+
+
+# ---- blocks of large files
+
+LARGE_FILES = {
+    "conll": "# a comment\n" + columns("NNP", "B-NP") + "\n-DOCSTART- O\n \t\n# id 7\n" + columns("NNP", "B-NP"),
+    "conll, crlf, bom": "\ufeff" + columns("x", separator="\t").replace("\n", "\r\n"),
+    "conllu": conllu() * 3,
+    "jsonl": jsonl(SENTENCES * 2),
+    "doccano": jsonl({"text": t, "label": s} for t, s in as_spans),
+    "csv": sentence_rows(","),
+    "json": json.dumps(SENTENCES, indent=1),
+    "error in the last block": columns() + "\nalone\n\na b c\n",
+    "errors in two blocks": "alone O\nb\n\n" + columns() + "\nalone\n",
+    "comments only": "# a b\n\n# c d\n",
+    "an error in bytes": "a O\n\nb \udcff\n",
+}
+
+
+def read_in_blocks(source: sources.Source, columns: Columns, file_blocks: list[Block]) -> list[dict] | str:
+    """The sentences, or the text of the first error."""
+    found = []
+    try:
+        for block in file_blocks:
+            found += sentences(source.reader.read(block), source.name, None, columns, block.first_row)
+    except ValueError as error:
+        return str(error)
+    return found
+
+
+@pytest.mark.parametrize("kind", LARGE_FILES)
+def test_blocks_of_any_size_give_the_same_sentences_lines_and_errors(kind, tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(LARGE_FILES[kind].encode("utf-8", "surrogateescape"))
+    options = Columns(labels="xpos" if kind == "conllu" else None)
+    source = sources.open_file(str(path), options)
+    assert len(source.blocks) == 1
+    expected = read_in_blocks(source, options, source.blocks)
+    assert isinstance(expected, str) == ("error" in kind)
+    for size in (*range(1, 30), 100, 1000):
+        small_blocks, digest = cut_into_blocks(str(path), source.reader.block_ends_at, size)
+        assert digest == source.digest
+        assert small_blocks[0].start == 0 and small_blocks[-1].end == path.stat().st_size
+        assert all(a.end == b.start for a, b in zip(small_blocks, small_blocks[1:]))
+        assert read_in_blocks(source, options, small_blocks) == expected
+
+
+@pytest.mark.parametrize("num_proc", [1, 3])
+def test_processes_keep_the_order_of_blocks_and_report_the_first_error(num_proc, tmp_path, monkeypatch):
+    path, words = tmp_path / "x.conll", [f"w{i}" for i in range(3000)]
+    write_conll(path, [{"tokens": [word], "tags": ["O"]} for word in words])
+    monkeypatch.setattr(blocks, "BLOCK_SIZE", 1000)
+    dataset, _ = sources.read_source(sources.open_file(str(path), Columns()), Columns(), num_proc)
+    assert [tokens for (tokens,) in dataset["tokens"][:]] == words and dataset.features == FEATURES
+    assert len(dataset.cache_files) > 20
+    with open(path, "a") as file:
+        file.write("\nfirst\n" + "\na O\n" * 500 + "\nsecond\n")
+    for _ in range(2):  # blocks without an error are in the cache the second time
+        with pytest.raises(ValueError, match=f"^{path}:6001: 'first' has no tag$"):
+            sources.read_source(sources.open_file(str(path), Columns()), Columns(), num_proc)
+    assert not [name for name in os.listdir(Path(datasets.config.HF_DATASETS_CACHE) / "nanotagger") if "arrow." in name]
+
+
+def test_row_groups_and_rows_of_datasets_are_blocks(tmp_path, monkeypatch):
+    rows = [{"tokens": [f"w{i}"], "tags": ["O" if i != 2222 else ""]} for i in range(2500)]
+    monkeypatch.setattr(blocks, "ROWS_PER_BLOCK", 600)
+    for last in (2222, 2500):
+        dataset = datasets.Dataset.from_list(rows[:last])
+        dataset.to_parquet(tmp_path / "x.parquet", batch_size=500)
+        dataset.save_to_disk(str(tmp_path / f"saved{last}"))
+        opened = [sources.open_file(str(tmp_path / "x.parquet"), Columns())]
+        opened += sources.open_sources({}, str(tmp_path / f"saved{last}"), None, Columns()).values()
+        for source in opened:
+            assert len(source.blocks) > 2 and source.blocks[1].first_row >= 600
+            if last == 2222:
+                found, _ = sources.read_source(source, Columns())
+                assert found.select_columns(["tokens", "tags"]).to_list() == rows[:last]
+            else:
+                with pytest.raises(ValueError, match=re.escape(f'{source.name}: row 2223: a tag is ""')):
+                    sources.read_source(source, Columns())
 
 
 # ---- validation by seed
@@ -420,7 +505,7 @@ def test_a_share_of_train_validates_by_seed(encoders, tmp_path):
             f"w{i}" for i in range(50)
         )
         found.append(words["validation"])
-        assert splits["validation"].place(2) == (f"{tmp_path / 'x'}:{2 * int(found[-1][2][1:]) + 1}", found[-1][2])
+        assert splits["validation"].word(2) == (f"{tmp_path / 'x'}:{2 * int(found[-1][2][1:]) + 1}", found[-1][2])
     assert found[0] == found[1] != found[2]
     for share in (0.001, 0.999):
         with pytest.raises(ValueError, match="of 50 sentences leaves none"):
@@ -433,7 +518,7 @@ def test_a_share_of_train_validates_by_seed(encoders, tmp_path):
 
 
 def in_scheme(tags: list[str], scheme: str) -> list[str]:
-    """IOB2 -> another scheme, written without a look at the program."""
+    """IOB2 -> another scheme, written independently of util/tag_schemes.py."""
     found = []
     for before, tag, after in zip(["O", *tags], tags, [*tags[1:], "O"]):
         if tag == "O":
@@ -452,12 +537,12 @@ def in_scheme(tags: list[str], scheme: str) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "BIOES", "BILOU"])
 def test_a_copy_in_another_scheme_has_the_same_entities_by_seqeval(scheme, encoders, tmp_path):
-    sentences = read(ROOT / "samples" / "validation.conll")
-    copy = [s | {"tags": in_scheme(s["tags"], scheme)} for s in sentences]
+    original = read(ROOT / "samples" / "validation.conll")
+    copy = [s | {"tags": in_scheme(s["tags"], scheme)} for s in original]
     write_conll(tmp_path / "x", copy)
     splits, labels = load(encoders["wordpiece"], train_file=str(tmp_path / "x"))
     split = splits["train"]
-    gold = [s["tags"] for s in sentences]
+    gold = [s["tags"] for s in original]
     expected = seqeval.metrics.classification_report(gold, gold, output_dict=True)
     counts = {kind: row["support"] for kind, row in expected.items() if " avg" not in kind}
     assert split.scheme == ("IOB2" if scheme == "IOB1" else scheme)
@@ -465,10 +550,10 @@ def test_a_copy_in_another_scheme_has_the_same_entities_by_seqeval(scheme, encod
         scores = metrics.score(split.tags, split.tags, split.lengths, labels, split.scheme, strict)
         assert {kind: row["support"] for kind, row in scores["per_entity"].items()} == counts
         assert scores["f1"] == 1
-    begins = data.entity_begins(split.tags, split.lengths, labels)
-    kinds, numbers = np.unique([labels[i][2:] for i in split.tags[begins]], return_counts=True)
+    starts = entity_starts(split.tags, split.lengths, labels)
+    kinds, numbers = np.unique([labels[i][2:] for i in split.tags[starts]], return_counts=True)
     assert dict(zip(kinds.tolist(), numbers.tolist())) == counts
-    assert ("read as IOB2" in " ".join(data.checks(splits, labels, 512))) == (scheme == "IOB1")
+    assert ("converted to IOB2" in " ".join(data_report.checks(splits, 512))) == (scheme == "IOB1")
 
 
 def test_strict_scores_are_seqevals_strict_ones_and_fail_early_on_tags_without_a_scheme():
@@ -485,10 +570,10 @@ def test_strict_scores_are_seqevals_strict_ones_and_fail_early_on_tags_without_a
             metrics.check_strict(labels, scheme)
 
 
-# ---- a look at the data
+# ---- notes and statistics of the data
 
 
-def test_checks_say_what_is_worth_knowing_and_nothing_else(encoders, tmp_path):
+def test_checks_list_every_irregularity_and_nothing_else(encoders, tmp_path):
     short = [s for s in read(ROOT / "samples" / "train.conll") if len(s["tokens"]) < 8]
     write_conll(tmp_path / "train", short)
     odd = {"tokens": ["help", "\u200d", "the" * 30, "of"], "tags": ["B-LAW", "I-MISC", "O", "O"]}
@@ -497,26 +582,25 @@ def test_checks_say_what_is_worth_knowing_and_nothing_else(encoders, tmp_path):
         [SENTENCES[1], odd, {"tokens": ["of"] * 400, "tags": ["O"] * 400}, short[3]],
     )
     files = {f"{split}_file": str(tmp_path / split) for split in ("train", "test")}
-    splits, labels = load(encoders["wordpiece"], size=32, **files)
+    splits, _ = load(encoders["wordpiece"], size=32, **files)
     place = files["test_file"]
-    assert data.checks(splits, labels, 32) == [
-        f"{place}: 1 tags break IOB2 and are kept: {place}:5 '\\u200d' I-MISC after B-LAW",
-        f"{place}: 1 words vanish in this tokenizer and become its unknown token: {place}:5 '\\u200d'",
-        f"{place}: 2 sentences of more than 32 subwords, read in overlapping windows",
-        f"{place}: 1 words longer than a window, tagged by their first subwords",
-        f"{place}: 2 tags that train never has: B-LAW; I-MISC",
-        f"{place}: 1 of 4 sentences are in train too",
+    assert data_report.checks(splits, 32) == [
+        f"{place}: 1 invalid IOB2 transition kept as in the file: {place}:5 '\\u200d' I-MISC after B-LAW",
+        f"{place}: 1 word without subwords, replaced by the unknown token: {place}:5 '\\u200d'",
+        f"{place}: 2 sentences of more than 32 subwords, in overlapping windows",
+        f"{place}: 1 word longer than a window, tagged by the first subwords",
+        f"{place}: 2 tags not in train: B-LAW; I-MISC",
+        f"{place}: 1 of 4 sentences also occurs in train",
     ]
 
 
-def test_all_o_is_said(encoders, tmp_path):
+def test_a_single_tag_is_noted(encoders, tmp_path):
     write_conll(tmp_path / "x", [{"tokens": ["a", "b"], "tags": ["O", "O"]}])
-    assert data.checks(*load(encoders["wordpiece"], train_file=str(tmp_path / "x")), 16) == [
-        f"{tmp_path / 'x'}: every tag is O"
-    ]
+    splits, _ = load(encoders["wordpiece"], train_file=str(tmp_path / "x"))
+    assert data_report.checks(splits, 16) == [f"{tmp_path / 'x'}: every tag is O"]
 
 
-def test_python_data_py_prints_the_figures_and_the_first_sentences_aligned(encoders):
+def test_python_data_py_prints_statistics_and_the_first_sentences_aligned(encoders):
     done = run("data.py", "--model_name_or_path", encoders["wordpiece"], "--max_seq_length", 32)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -527,7 +611,7 @@ def test_python_data_py_prints_the_figures_and_the_first_sentences_aligned(encod
     assert f"  2,400 sentences, {sum(map(len, gold)):,} words, IOB2 tags" in lines
     assert "Many thanks for your help , Maria ." in lines and "O    O      O   O    O    O B-PER O" in lines
     lengths = sorted(map(len, gold))
-    assert f"  words a sentence: least {lengths[0]}, median {lengths[1199]}, " in done.stdout
+    assert f"  words per sentence: min {lengths[0]}, median {lengths[1199]}, " in done.stdout
     subwords = next(line for line in lines if line.startswith("[CLS] M"))
     ids = lines[lines.index(subwords) + 1]
     assert (
@@ -538,7 +622,7 @@ def test_python_data_py_prints_the_figures_and_the_first_sentences_aligned(encod
     starts = [[word.start() for word in re.finditer(r"\S+", line)] for line in (subwords, ids)]
     assert starts[0] == starts[1]
     assert "with --group_by_length: " in done.stdout and "sentences/s" in done.stdout
-    assert any(line.startswith("note: ") and "read in overlapping windows" in line for line in lines)
+    assert any(line.startswith("note: ") and "in overlapping windows" in line for line in lines)
 
 
 def test_python_data_py_takes_the_data_flags_of_train_py_and_ends_on_bad_input(tmp_path):
@@ -548,7 +632,7 @@ def test_python_data_py_takes_the_data_flags_of_train_py_and_ends_on_bad_input(t
 
 
 def on_a_terminal(*command) -> tuple[str, int]:
-    """What a command writes to stderr where that is a terminal of 100 columns, and its peak memory in MiB."""
+    """What a command writes if stderr is a terminal of 100 columns, and its peak memory in MiB."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
     code = "import resource, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
@@ -575,12 +659,12 @@ def repeat_samples(path, sentences: int) -> None:
 
 
 @pytest.mark.parametrize("sentences", [4800, pytest.param(1_000_800, marks=pytest.mark.slow)])
-def test_reading_shows_a_bar_says_its_speed_and_stays_small(sentences, encoders, tmp_path):
+def test_reading_shows_its_progress_and_speed_in_little_memory(sentences, encoders, tmp_path):
     repeat_samples(tmp_path / "big.conll", sentences)
     written, peak = on_a_terminal("data.py", "--train_file", tmp_path / "big.conll")
     print(written)
     assert f"{sentences:,} sentences ready in " in written and "sentences/s" in written
-    assert "examples/s]" in written and "tokenizing: 100%" in written
+    assert "reading: 100%" in written and "tokenizing: 100%" in written
     assert peak < 2048
     (tmp_path / "big.conll").unlink()
     for folder in Path(datasets.config.HF_DATASETS_CACHE).iterdir():  # a million sentences are half a gigabyte

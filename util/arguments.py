@@ -1,6 +1,7 @@
 """Command-line flags with plain argparse: value types, help with one line a flag, and a file of flags."""
 
 import argparse
+import re
 
 import yaml
 
@@ -39,10 +40,14 @@ def _checked(value, is_valid, message: str):
 
 
 class OneLineHelp(argparse.RawDescriptionHelpFormatter):
-    """`--flag   what it does (default)`, one line a flag."""
+    """`--flag   what it does (default)`, one line a flag. All flags fit on one screen."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=36, width=160)
+
+    def format_help(self) -> str:
+        """Without blank lines between the groups of flags."""
+        return re.sub(r"(\n  .*)\n\n(\w+:\n)", r"\1\n\2", super().format_help())
 
     def _format_action_invocation(self, action) -> str:
         return ", ".join(action.option_strings) or action.dest
@@ -53,13 +58,16 @@ class OneLineHelp(argparse.RawDescriptionHelpFormatter):
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=description,
         formatter_class=OneLineHelp,
-        usage="%(prog)s [run.yaml] [flags]",
+        usage=argparse.SUPPRESS,  # the description shows the commands
         allow_abbrev=False,
+        add_help=False,
         exit_on_error=False,
     )
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    return parser
 
 
 def add_switch(group, name: str, help: str) -> None:

@@ -1,10 +1,12 @@
 """A checksum of what source files compute: comments, blank lines, line breaks and docstrings do not change it."""
 
 import ast
+import functools
 import hashlib
 from pathlib import Path
 
 
+@functools.cache  # the code of a process does not change while it runs
 def code_digest(*paths: Path) -> str:
     """SHA-256 of the syntax trees of these Python files, in the order given."""
     digest = hashlib.sha256()

@@ -127,7 +127,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _upload(repo_id: str, snapshot: str, message: str, log: Callable[[str], None]) -> str | None:
-    """huggingface_hub repeats requests after HTTP 429 and 5xx and after lost connections."""
+    """Failed requests (HTTP 429 and 5xx, lost connections) are repeated by huggingface_hub with hf_xet."""
     try:
         huggingface_hub.upload_folder(repo_id=repo_id, folder_path=snapshot, commit_message=message)
         return f"{huggingface_hub.constants.ENDPOINT}/{repo_id}"

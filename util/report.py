@@ -34,7 +34,7 @@ _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
 _templates.filters["cell"] = format_cell
-_macros = _templates.get_template("report.html").module
+_macros = _templates.get_template("report.html").module  # str() of a result: Markup escapes what it is joined with
 
 # ---------------------------------------------------------------------------------------------------------
 # Gold and predicted entities -> pairs
@@ -166,10 +166,6 @@ def calibration(scores: np.ndarray, correct: np.ndarray) -> tuple[list[Calibrati
 # Markdown for TensorBoard
 
 
-def tensorboard_texts(split, predicted: np.ndarray) -> dict[str, str]:
-    return {"confusion": confusion_table(split, predicted), "sentences": sample_text(split, predicted)}
-
-
 def confusion_table(split, predicted: np.ndarray) -> str:
     """How often a type (row) is predicted as a type (column)."""
     names, counts = find_errors(split, predicted).confusion()
@@ -221,16 +217,17 @@ def type_colors(types) -> dict[str, int]:
 
 def page_start(title: str) -> str:
     """The beginning of a page of articles, with buttons that filter them."""
-    return _macros.page_start(title) + _macros.filter_bar()
+    return str(_macros.page_start(title) + _macros.filter_bar())
 
 
 def article(text: str, spans: list[tuple[int, int, str]], colors: dict[str, int], notes: list[str]) -> str:
     """A document with its entities (start, end, type), each with a note."""
-    return _macros.document(text, [Highlight(*span, note) for span, note in zip(spans, notes)], colors)
+    highlights = [Highlight(*span, note) for span, note in zip(spans, notes)]
+    return str(_macros.document(text, highlights, colors))
 
 
 def page_end() -> str:
-    return _macros.page_end()
+    return str(_macros.page_end())
 
 
 def render_report(
@@ -257,7 +254,7 @@ def render_report(
         matches_of[i].append(match)
         num_errors[i] += match.kind != CORRECT
     worst = np.argsort(-num_errors, kind="stable")[: np.count_nonzero(num_errors)].tolist()
-    return _macros.report(
+    page = _macros.report(
         title=title,
         scores=scores,
         num_sentences=len(split.lengths),
@@ -270,12 +267,13 @@ def render_report(
         sentences=[_sentence(split, i, errors, matches_of[i], entity_scores) for i in worst[:max_sentences]],
         colors=type_colors(errors.types),
     )
+    return str(page)
 
 
-def write_report(folder: str, scores: dict, split, predictions: tuple, train_entities) -> None:
+def write_report(folder: str, scores: dict, split, predictions: tuple, train_set) -> None:
     """Writes folder/report.html. predictions: predicted and probabilities, as for render_report."""
     title = f"{os.path.basename(os.path.abspath(folder))} on {split.name}"
-    page = render_report(title, scores, split, *predictions, train_entities)
+    page = render_report(title, scores, split, *predictions, train_set.entities)
     atomic_write_text(os.path.join(folder, "report.html"), page)
 
 

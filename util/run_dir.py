@@ -63,7 +63,7 @@ def first_difference(before: dict, now: dict, ignore: Collection[str] = ()) -> s
         old = before.get(name)
         if name in ignore or old == value:
             continue
-        is_short = len(f"{old}{value}") < 80
+        is_short = len(f"{old}{value}") < 80  # checksums and lists of labels are not
         return f"its {name} is {old}, not {value}" if is_short else f"its {name} differs"
     return None
 
