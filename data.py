@@ -78,7 +78,7 @@ def get_args(argv: list[str]) -> argparse.Namespace:
     """The flags of the data alone. Raises ValueError for an invalid flag."""
     parser = arguments.make_parser(__doc__ or "")
     add_data_flags(parser)
-    return arguments.parse_flags(parser, arguments.expand_flag_file(argv))
+    return parser.parse_args(arguments.expand_flag_file(argv))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -336,15 +336,15 @@ def make_split(
     """Sentences and the statistics of their tags -> windows of at most tokenizer.model_max_length subwords."""
     scheme, num_violations, first_violations = decide_scheme(tags.evidence, label_list)
     notes = [Note(count, what, examples) for what, (count, examples) in tags.notes.items()]
-    iob1 = scheme == "IOB1"
+    iob1, counts = scheme == "IOB1", tags.counts
     if iob1:
-        scheme = "IOB2"
+        scheme, counts = "IOB2", tags.counts_as_iob2
         notes.append(Note(tags.evidence.bad_starts, "IOB1 tags converted to IOB2", []))
     windows = tokenize(sentences, label_list, tokenizer, stride, iob1, label_all_tokens)
     statistics = window_statistics(windows.dataset)
     split = Split(
         name, sentences, label_list, scheme, iob1, num_violations, first_violations,
-        label_counts=np.array([tags.counts.get(label, 0) for label in label_list]),
+        label_counts=np.array([counts.get(label, 0) for label in label_list]),
         windows=windows,
         fingerprint=hashlib.sha256(f"{label_list} {statistics.checksum}".encode()).hexdigest(),
         token_ids=statistics.token_ids,
@@ -405,11 +405,8 @@ def main() -> None:
     args = get_args(sys.argv[1:])
     _, tokenizer, splits = load(args, print)
     lengths, size = splits["train"].windows.lengths, args.per_device_train_batch_size
-    padding = {
-        "in random order": data_report.padding_share(lengths, EpochBatches(lengths, size, args.seed, 0)),
-        "with --group_by_length": data_report.padding_share(lengths, EpochBatches(lengths, size, args.seed, 0, True)),
-    }
-    print(data_report.report(splits, tokenizer, padding, size))
+    random_order, by_length = (EpochBatches(lengths, size, args.seed, 0, grouped) for grouped in (False, True))
+    print(data_report.report(splits, tokenizer, random_order, by_length))
 
 
 if __name__ == "__main__":

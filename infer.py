@@ -12,7 +12,6 @@ tagger("Maria lives in Oslo.")   # [{"entity_group": "PER", "score": 0.99, "word
 
 import argparse
 import contextlib
-import hashlib
 import os
 import sys
 from datetime import timedelta
@@ -27,13 +26,13 @@ import data
 import metrics
 import model as modeling
 from util import documents, report
-from util.arguments import non_negative_int, positive_int
+from util.arguments import ArgumentParser, non_negative_int, positive_int
 from util.corpus_scan import tag_statistics
 from util.distributed import Ranks, exit_on_error, get_ranks, join_process_group, quiet
 from util.documents import Document, Tagged
 from util.run_dir import CONFIG_FILE, atomic_write_text
 from util.sources import read_file
-from util.tag_files import TagJob, tag_file, tag_stream
+from util.tag_files import TagJob, tag_file, tag_stream, tagger_digest
 from util.tag_schemes import entity_spans, entity_type, prefix
 from util.tokenizer import encode, load_tokenizer, max_length, special_tokens, subword_offsets
 
@@ -75,16 +74,6 @@ class Tagger:
         documents = [Document.from_text(text) for text in ([texts] if isinstance(texts, str) else texts)]
         entities = [tagged.entities for tagged in self.tag(documents, aggregation_strategy)]
         return entities[0] if isinstance(texts, str) else entities
-
-    def digest(self) -> str:
-        """SHA-256 of the weights, the labels and the tokenizer."""
-        digest = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy())
-        digest.update(repr(self.label_list).encode())
-        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
-        return digest.hexdigest()
 
     def tag(self, documents: list[Document], strategy: str = "simple") -> list[Tagged]:
         sentences = [[document.text[start:end] for start, end in document.words] for document in documents]
@@ -272,11 +261,6 @@ def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
 # Command line
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ValueError(message)
-
-
 def get_args() -> argparse.Namespace:
     """Raises ValueError for invalid flags."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -286,11 +270,7 @@ def get_args() -> argparse.Namespace:
     add("--input_file", help="text (a document a line), JSON Lines (text or tokens), CoNLL; -: stdin")
     add("--output_file", help="instead of standard output; with --evaluate, the error report (HTML)")
     add("--aggregation_strategy", choices=STRATEGIES, default="simple", help="how subwords vote (simple)")
-    add(
-        "--format",
-        choices=documents.OUTPUT_FORMATS,
-        help="text, json (an object a line), conll (a tag a word), html",
-    )
+    add("--format", choices=documents.OUTPUT_FORMATS, help="json: an object a line; conll: a tag a word")
     add("--evaluate", action="store_true", help="score a labelled --input_file of any format of train.py")
     add("--skip_bad_lines", action="store_true", help="write them to OUTPUT_FILE.errors; else an error")
     add("--stride", type=non_negative_int, help="subwords by which windows overlap (as in training, 64)")
@@ -325,29 +305,19 @@ def main() -> None:
         return
 
     if args.text:
-        input_name = input_format = "text"
-        # Arguments that are not UTF-8 become errors, as lines of a file do.
-        texts = [text.encode("utf-8", "surrogateescape") for text in args.text]
-        chunks = [[documents.RawDocument(i, [text]) for i, text in enumerate(texts, 1)]]
+        input_format, chunks = "text", documents.chunks_of_texts(args.text)
     else:
-        stream = sys.stdin.buffer if args.input_file == "-" else open(args.input_file, "rb")
-        input_name, input_format = args.input_file, documents.detect_format(args.input_file, stream.peek())
-        chunks = documents.read_chunks(stream, input_format)
+        input_format, chunks = documents.open_chunks(args.input_file)
     on_terminal = sys.stdout.isatty() and not args.output_file
     job = TagJob(
-        tagger,
-        args.aggregation_strategy,
-        input_name,
-        input_format,
-        args.format,
-        args.skip_bad_lines,
+        tagger, args.aggregation_strategy, args.input_file or "text", input_format, args.format, args.skip_bad_lines,
         on_terminal,
-    )
+    )  # fmt: skip
     if not args.output_file:
         tag_stream(job, chunks)
         return
     flags = ("aggregation_strategy", "format", "stride", "precision", "skip_bad_lines")
-    fingerprint = {"model": tagger.digest()} | {f"--{name}": getattr(args, name) for name in flags}
+    fingerprint = {"model": tagger_digest(tagger)} | {f"--{name}": getattr(args, name) for name in flags}
     is_new = tag_file(job, args.input_file, args.output_file, fingerprint, ranks.rank, ranks.world_size)
     if ranks.rank == 0 and not is_new:
         print(f"{args.output_file} is complete already", file=sys.stderr)

@@ -27,17 +27,18 @@ from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_ran
 # Encoder, head and loss
 
 
-def from_pretrained(name: str, config=None, **options) -> PreTrainedModel:
-    """A folder or a Hub id -> the model in fp32. train.py and infer.py load all their weights here.
+def from_pretrained(name: str | None, config=None, **options) -> PreTrainedModel:
+    """A folder or a Hub id -> the model in fp32. None -> random weights, or none under `torch.device("meta")`.
 
     transformers 5 would keep the dtype of the file. AdamW needs fp32 weights, and autocast computes in 16 bits.
     """
-    return AutoModelForTokenClassification.from_pretrained(name, config=config, dtype=torch.float32, **options)
-
-
-def from_config(config) -> PreTrainedModel:
-    """The same model with random weights, or without any under `torch.device("meta")`."""
-    return AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
+    options |= {"config": config, "dtype": torch.float32}
+    if name is None:
+        model = AutoModelForTokenClassification.from_config(**options)
+    else:
+        model = AutoModelForTokenClassification.from_pretrained(name, **options)
+    # All models of train.py and infer.py are made here: attach what both of them compute, such as a CRF.
+    return model
 
 
 def load_model(
@@ -59,7 +60,7 @@ def load_model(
         model = from_pretrained(name, config, ignore_mismatched_sizes=True)
     else:
         with torch.device("meta"):
-            model = from_config(config)
+            model = from_pretrained(None, config)
     has_head = any("ForTokenClassification" in architecture for architecture in saved.architectures or [])
     if has_head and [saved.id2label[i] for i in sorted(saved.id2label)] != label_list:
         encoder = set(model.base_model.modules())
@@ -215,7 +216,7 @@ def load_best(folder: str, model: PreTrainedModel, precision: str) -> PreTrained
         best = from_pretrained(folder)
     else:
         with torch.device("meta") if is_sharded else contextlib.nullcontext():
-            best = from_config(model.config)
+            best = from_pretrained(None, model.config)
     if is_sharded:
         shard(best, precision, model.device)
     else:

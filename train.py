@@ -42,6 +42,7 @@ from util.tensorboard_log import log_hparams, open_writer
 
 BENCHMARK_WARMUP_STEPS = 10  # not counted in the figures of --benchmark
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the other ranks wait while rank 0 saves or scores
+CODE_DIGEST = project_code_digest()  # at the start: the files may be edited while a run trains
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Flags, besides those of the data (data.py)
@@ -92,7 +93,8 @@ def make_train_parser() -> argparse.ArgumentParser:
 
 def get_args(argv: list[str]) -> argparse.Namespace:
     """Raises ValueError for an invalid flag. Flags of run_ner.py are translated."""
-    return arguments.parse_flags(make_train_parser(), translate(arguments.expand_flag_file(argv), set(get_defaults())))
+    flags = translate(arguments.expand_flag_file(argv), known=set(get_defaults()))
+    return make_train_parser().parse_args(flags)
 
 
 def get_defaults() -> dict:
@@ -183,7 +185,7 @@ def restore(checkpoint: str, model, optimizer, scaler, log) -> TrainState:
 def save(args: argparse.Namespace, state: TrainState, model, optimizer, scaler, fingerprint: dict) -> str:
     """Saves a checkpoint. All ranks call it. Returns its path."""
     saved = {"step": state.step, "train_state": asdict(state), "scaler": scaler.state_dict()}
-    saved |= {"fingerprint": fingerprint, "code": project_code_digest()}
+    saved |= {"fingerprint": fingerprint, "code": CODE_DIGEST}
     return save_checkpoint(args.output_dir, model, optimizer, saved, args.save_total_limit)
 
 
@@ -392,7 +394,7 @@ def main() -> None:
                 if is_better(scores, state.best_scores, metric):
                     state.best_step, state.best_scores = state.step, scores
                     save_model(args.output_dir, raw_model, tokenizer)
-                    on_rank0(report.write_report, args.output_dir, scores, val_set, predictions, train_set.entities)
+                    on_rank0(report.write_report, args.output_dir, scores, val_set, predictions, train_set)
                     on_rank0(publisher.write_card, {"validation": scores}, state.train_seconds)
                     publisher.push(f"Step {state.step}: {line}")
 
@@ -426,7 +428,7 @@ def main() -> None:
         log_scalars(writer, "test", metrics.flatten_scores(all_scores["test"]), state.step)
     results = run_dir.make_results(state, plan.steps_per_epoch, all_scores)
     results |= {"world_size": ranks.world_size, "precision": precision}
-    results |= {"fingerprint": fingerprint, "code": project_code_digest()}
+    results |= {"fingerprint": fingerprint, "code": CODE_DIGEST}
     log_hparams(writer, args, plan.global_batch_size, encoder_name, results, state.step)
     on_rank0(publisher.write_card, all_scores, state.train_seconds)
     on_rank0(run_dir.finish_run, args.output_dir, results)

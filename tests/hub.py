@@ -18,6 +18,7 @@ class Hub:
 
     def __init__(self):
         self.repos, self.private, self.commits, self.requests, self.faults, self.blobs = {}, {}, [], [], [], {}
+        self.has_lfs = True
         self.lock = threading.Lock()
         handler = type("Handler", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -121,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
             modes = [
                 {
                     "path": file["path"],
-                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "uploadMode": "lfs" if hub.has_lfs and file["path"].endswith(".safetensors") else "regular",
                     "shouldIgnore": False,
                 }
                 for file in files

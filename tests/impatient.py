@@ -1,4 +1,4 @@
-"""train.py, whose collectives wait for seconds where it waits for half an hour: tests/impatient.py SECONDS [flags]"""
+"""train.py with a collective timeout of SECONDS instead of half an hour: python tests/impatient.py SECONDS [flags]"""
 
 import sys
 from datetime import timedelta
@@ -8,5 +8,5 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train  # noqa: E402
 
-train.TIMEOUT = timedelta(seconds=float(sys.argv.pop(1)))
+train.COLLECTIVE_TIMEOUT = timedelta(seconds=float(sys.argv.pop(1)))
 train.record(train.main)()

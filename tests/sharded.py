@@ -1,4 +1,7 @@
-"""train.py, which also writes what this rank holds of parameters, gradients, moments: tests/sharded.py LOG [flags]"""
+"""train.py, which also records how much this rank holds: python tests/sharded.py LOG [flags]
+
+LOG.RANK gets the bytes of parameters, gradients and moments, and the devices on which models were loaded.
+"""
 
 import json
 import os
@@ -14,31 +17,35 @@ import model  # noqa: E402
 import train  # noqa: E402
 
 log, rank = sys.argv.pop(1), int(os.environ["RANK"])
-clip, load, adamw = torch.nn.utils.clip_grad_norm_, model.load, torch.optim.AdamW
+adamw = torch.optim.AdamW
 held: dict = {"loaded": []}
 
 
 def held_bytes(tensors) -> int:
-    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors if tensor is not None)
+    tensors = [tensor for tensor in tensors if tensor is not None]
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
-def noted_load(*arguments, **options):
-    found = load(*arguments, **options)
-    held["loaded"].append(found.device.type)
-    Path(f"{log}.{rank}").write_text(json.dumps(held))
-    return found
+def recorded(load):
+    def call(*arguments, **options):
+        loaded = load(*arguments, **options)
+        held["loaded"].append(loaded.device.type)
+        Path(f"{log}.{rank}").write_text(json.dumps(held))
+        return loaded
+
+    return call
 
 
-class NotedAdamW(adamw):
+class RecordedAdamW(adamw):
     def step(self, *arguments):
         super().step(*arguments)
         parameters = [p for group in self.param_groups for p in group["params"]]
         moments = [self.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq")]
-        held["bytes"] = [*map(held_bytes, (parameters, [p.grad for p in parameters], moments))]
+        held["bytes"] = [held_bytes(tensors) for tensors in (parameters, [p.grad for p in parameters], moments)]
         Path(f"{log}.{rank}").write_text(json.dumps(held))
 
 
-model.load = noted_load
-torch.optim.AdamW = NotedAdamW
+model.from_pretrained = recorded(model.from_pretrained)
+torch.optim.AdamW = RecordedAdamW
 train.record(train.main)()

@@ -1,7 +1,7 @@
-"""A kill does not matter, nor how the ranks are laid out: every fault with real processes, each under a timeout."""
+"""Kills, signals, full disks, broken checkpoints, NaN: every fault in real processes with a time limit."""
 
+import argparse
 import ctypes
-import functools
 import json
 import math
 import os
@@ -23,14 +23,18 @@ from conftest import ROOT, flat, load, read, results, run, train, weights, write
 from faults import consumed, install
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import data
-import model as network
+import model as modeling
 import train as script
+from util import checkpoint
+from util.distributed import leave_process_group
 
 
 def forked(fault: str, log, flags, ranks: int = 1, killed_after: float = math.inf, timeout: float = 100):
-    """train.main() in forks of this process, whose imports are there already -> (how the first to end badly ended,
-    what they printed). As torchrun does, it ends all ranks when one has failed."""
+    """Runs train.main() in forks of this process, which saves the imports.
+
+    Returns the exit code of the first rank that failed, or 0, and the output of all. Like torchrun, it ends all ranks
+    when one has failed.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -58,7 +62,7 @@ def forked(fault: str, log, flags, ranks: int = 1, killed_after: float = math.in
             except BaseException as error:
                 print(repr(error))
             if dist.is_initialized() and code == 0:
-                network.leave_process_group()
+                leave_process_group()
             os._exit(code)
         children[child] = rank
     start, worst = time.monotonic(), 0
@@ -122,26 +126,24 @@ def test_gradients_and_losses_do_not_depend_on_the_layout(forty, still, tmp_path
 
 
 def evaluate_on_ranks(rank: int, world_size: int, folder: str, encoder: str, files: dict[int, str]) -> None:
-    """What rank 0 finds for every number of sentences and every batch size, to FOLDER/WORLD_SIZE.json."""
+    """Writes what rank 0 returns for every number of sentences and every batch size to FOLDER/WORLD_SIZE.json."""
     torch.set_num_threads(1)
     if world_size > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
         dist.init_process_group("gloo", f"file://{folder}/store{world_size}", rank=rank, world_size=world_size)
     found = {}
     for number, path in files.items():
-        splits, labels = load(encoder, size=32, train_file=path)
+        splits, label_list = load(encoder, size=32, train_file=path)
+        split = splits["train"]
         torch.manual_seed(0)
-        raw_model = network.load_model(encoder, labels)
-        collate = functools.partial(data.collate, pad_token_id=0)
+        model = modeling.load_model(encoder, label_list)
+        autocast = modeling.make_autocast("fp32", torch.device("cpu"))
         for batch_size in (1, 8):
-
-            def score(gold, predicted, lengths, labels=labels):
-                scores = script.metrics.score(gold, predicted, lengths, labels, "IOB2")
-                return scores | {"predicted": predicted.tolist()}
-
-            autocast = network.autocast("fp32", torch.device("cpu"))
-            split = splits["train"]
-            scores, _ = script.evaluate(collate, autocast, batch_size, score, rank, world_size, raw_model, split)
-            found[f"{number} {batch_size}"] = {k: v for k, v in scores.items() if k != "runtime"}
+            args = argparse.Namespace(per_device_eval_batch_size=batch_size, strict=False)
+            scores, predictions = script.evaluate(model, split, args, split.windows.pad_values(0), autocast)
+            found[f"{number} {batch_size}"] = {name: value for name, value in scores.items() if name != "runtime"}
+            if rank == 0:
+                found[f"{number} {batch_size}"]["predicted"] = predictions[0].tolist()
     if rank == 0:
         (Path(folder) / f"{world_size}.json").write_text(json.dumps(found))
     if world_size > 1:
@@ -167,7 +169,7 @@ def test_evaluation_is_the_same_for_any_number_of_ranks_and_any_batch(encoders, 
     assert len(found[1]) == 6 and found[1]["101 8"]["words"] == sum(len(s["tokens"]) for s in sentences[:101])
     assert len(set(found[1]["101 8"]["predicted"])) > 2
     for world_size in (2, 3, 4):
-        assert found[world_size] == found[1]  # bit for bit, the loss too
+        assert found[world_size] == found[1]  # bit for bit, including the loss
     for number in files:
         one, eight = found[1][f"{number} 1"], found[1][f"{number} 8"]
         assert one.pop("loss") == pytest.approx(eight.pop("loss"), rel=1e-5)  # padding changes the last bits
@@ -184,7 +186,7 @@ def long_run(forty, encoders) -> list:
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_runs_end_with_the_very_weights_of_one_never_killed(kills, long_run, tmp_path):
+def test_killed_runs_end_with_the_weights_of_an_uninterrupted_run(kills, long_run, tmp_path):
     steps = 40 if kills < 50 else 300
     command = [*long_run, "--max_steps", steps, "--output_dir"]
     start = time.monotonic()
@@ -213,7 +215,7 @@ def test_killed_runs_end_with_the_very_weights_of_one_never_killed(kills, long_r
     assert sum(code == -9 for code in ended) == kills and inside >= kills / 2
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
-    last = network.checkpoints(str(tmp_path / "whole"))[-1]
+    last = checkpoint.checkpoints(str(tmp_path / "whole"))[-1]
     for name in ("model.safetensors", "optimizer.safetensors"):
         other = str(tmp_path / "killed" / Path(last).relative_to(tmp_path / "whole") / name)
         assert Path(last, name).read_bytes() == Path(other).read_bytes()
@@ -251,7 +253,7 @@ def test_torchrun_restarts_from_the_newest_checkpoint_when_a_rank_is_killed(two_
 
 
 @pytest.mark.parametrize("to", ["torchrun", "one rank", "a single process"])
-def test_a_signal_stops_all_ranks_at_one_step_and_the_same_command_goes_on(to, two_ranks, long_run, tmp_path):
+def test_a_signal_stops_all_ranks_at_one_step_and_the_same_command_resumes(to, two_ranks, long_run, tmp_path):
     flags, whole, log = two_ranks
     ranks = 1 if to == "a single process" else 2
     command = [*flags, "--output_dir", tmp_path / "out"]
@@ -268,9 +270,9 @@ def test_a_signal_stops_all_ranks_at_one_step_and_the_same_command_goes_on(to, t
         process.send_signal(signal.SIGTERM if ranks > 1 else signal.SIGINT)
         printed, stderr = process.communicate(timeout=60)
         assert process.returncode == (1 if ranks > 1 else 130), printed + stderr
-    assert "stopped by SIG" in printed and "the same command goes on from" in printed
-    (saved,) = {line.rsplit(" ", 1)[1] for line in printed.splitlines() if "the same command goes on from" in line}
-    assert network.read_state(saved)["step"] and not (tmp_path / "out" / "all_results.json").exists()
+    assert "stopped by SIG" in printed and "the same command resumes from" in printed
+    (saved,) = {line.rsplit(" ", 1)[1] for line in printed.splitlines() if "the same command resumes from" in line}
+    assert checkpoint.read_state(saved)["step"] and not (tmp_path / "out" / "all_results.json").exists()
     code, printed = forked("none", tmp_path / "log", command, ranks)
     assert code == 0 and f"resumed from {saved}" in printed
     if ranks == 2:
@@ -313,7 +315,8 @@ def stopped(long_run, tmp_path_factory) -> tuple[list, Path]:
     folder = tmp_path_factory.mktemp("stopped")
     flags = [*long_run, "--max_steps", 20]
     assert forked("kill 17 0", folder / "log", [*flags, "--output_dir", folder / "out"])[0] == -9
-    assert [Path(path).name for path in network.checkpoints(str(folder / "out"))] == ["step-00000007", "step-00000014"]
+    names = [Path(path).name for path in checkpoint.checkpoints(str(folder / "out"))]
+    assert names == ["step-00000007", "step-00000014"]
     return flags, folder / "out"
 
 
@@ -341,36 +344,36 @@ FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.j
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("harm", [flip, cut, Path.unlink, as_pickle])
-def test_a_broken_checkpoint_is_skipped_loudly_or_refused_by_name(harm, file, stopped, tmp_path, monkeypatch):
+def test_a_broken_checkpoint_is_skipped_with_a_message_or_refused_by_name(harm, file, stopped, tmp_path, monkeypatch):
     monkeypatch.setenv("PAYLOAD", str(tmp_path / "payload"))
     shutil.copytree(stopped[1], tmp_path / "out")
     broken = tmp_path / "out" / "checkpoints" / "step-00000014"
     harm(broken / file)
-    said = []
-    identity = json.loads((broken.parent / "step-00000007" / "state.json").read_text())["identity"]
-    found = network.find_checkpoint(str(tmp_path / "out"), "auto", identity, said.append)
+    log = []
+    fingerprint = json.loads((broken.parent / "step-00000007" / "state.json").read_text())["fingerprint"]
+    found = checkpoint.find_checkpoint(str(tmp_path / "out"), "auto", fingerprint, log.append)
     assert found == str(broken.parent / "step-00000007")
-    named = "" if file == "manifest.json" else file  # which may be readable still, but with the sums of other files
-    assert len(said) == 1 and said[0].startswith(f"skipped {broken}: {named}"), said
+    named = "" if file == "manifest.json" else file  # it may still be readable, but with the checksums of other files
+    assert len(log) == 1 and log[0].startswith(f"skipped {broken}: {named}"), log
     with pytest.raises(ValueError, match=f"--resume_from_checkpoint {broken}: {named}"):
-        network.find_checkpoint(str(tmp_path / "out"), str(broken), identity, said.append)
+        checkpoint.find_checkpoint(str(tmp_path / "out"), str(broken), fingerprint, log.append)
     assert not (tmp_path / "payload").exists()
 
 
-def test_a_pickle_with_a_fitting_sum_is_refused_too(stopped, tmp_path, monkeypatch):
+def test_a_pickle_with_a_valid_checksum_is_refused_too(stopped, tmp_path, monkeypatch):
     monkeypatch.setenv("PAYLOAD", str(tmp_path / "payload"))
     shutil.copytree(stopped[1], tmp_path / "out")
-    checkpoint = tmp_path / "out" / "checkpoints" / "step-00000014"
+    broken = tmp_path / "out" / "checkpoints" / "step-00000014"
     for file in FILES[:2]:
-        as_pickle(checkpoint / file)
-    sums = {name: network._sha256(str(checkpoint / name)) for name in FILES[:3]}
-    (checkpoint / "manifest.json").write_text(json.dumps(sums))
+        as_pickle(broken / file)
+    checksums = {name: checkpoint._sha256(str(broken / name)) for name in FILES[:3]}
+    (broken / "manifest.json").write_text(json.dumps(checksums))
     code, printed = forked("none", tmp_path / "log", [*stopped[0], "--output_dir", tmp_path / "out"])
-    assert code == 0 and f"skipped {checkpoint}: cannot be read: " in printed and not (tmp_path / "payload").exists()
+    assert code == 0 and f"skipped {broken}: cannot be read: " in printed and not (tmp_path / "payload").exists()
     assert min(consumed(tmp_path / "log")) == 7
 
 
-def test_auto_goes_on_from_the_older_checkpoint_to_the_same_end(stopped, tmp_path):
+def test_auto_resumes_from_the_older_checkpoint_with_the_same_result(stopped, tmp_path):
     flags = stopped[0]
     assert forked("none", tmp_path / "log", [*flags, "--output_dir", tmp_path / "whole"])[0] == 0
     for name, further in (
@@ -383,7 +386,7 @@ def test_auto_goes_on_from_the_older_checkpoint_to_the_same_end(stopped, tmp_pat
         assert forked("none", tmp_path / name / "log", [*flags, *further, "--output_dir", tmp_path / name])[0] == 0
         assert min(consumed(tmp_path / name / "log")) == 7
         assert same_weights(tmp_path / name, tmp_path / "whole")
-        assert network.read_state(str(tmp_path / name / "checkpoints" / "step-00000014"))["step"] == 14
+        assert checkpoint.read_state(str(tmp_path / name / "checkpoints" / "step-00000014"))["step"] == 14
 
 
 def fails(flags, tmp_path) -> str:
@@ -398,35 +401,35 @@ def test_checkpoints_of_another_run_are_refused_by_the_first_difference(stopped,
     shutil.copytree(stopped[1], tmp_path / "out")
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert "its --seed is 42, not 43" in fails([*flags, "--seed", 43], tmp_path)
-    assert "its sentences a step is 4, not 5" in fails([*flags, "--per_device_train_batch_size", 5], tmp_path)
+    assert "its global batch size is 4, not 5" in fails([*flags, "--per_device_train_batch_size", 5], tmp_path)
     write_conll(tmp_path / "edited", read(forty["--train_file"])[1:])
     edited = [tmp_path / "edited" if part == forty["--train_file"] else part for part in flags]
-    assert "its --train_file differ" in fails(edited, tmp_path)
+    assert "its --train_file differs" in fails(edited, tmp_path)
     named = ["--resume_from_checkpoint", tmp_path / "out/checkpoints/step-00000014", "--output_dir", tmp_path / "new"]
-    assert "its train data differ" in fails([*edited, *named], tmp_path)
+    assert "its train data differs" in fails([*edited, *named], tmp_path)
     state = tmp_path / "out/checkpoints/step-00000014/state.json"
     content = json.loads(state.read_text())
-    content["identity"]["labels"].reverse()
+    content["fingerprint"]["label list"].reverse()
     state.write_text(json.dumps(content))
-    sums = {name: network._sha256(str(state.parent / name)) for name in FILES[:3]}
-    (state.parent / "manifest.json").write_text(json.dumps(sums))
-    assert "its labels differ" in fails(flags, tmp_path)
+    checksums = {name: checkpoint._sha256(str(state.parent / name)) for name in FILES[:3]}
+    (state.parent / "manifest.json").write_text(json.dumps(checksums))
+    assert "its label list differs" in fails(flags, tmp_path)
     after = {path: path.read_bytes() for path in before}
     changed = {path.name for path in before if before[path] != after[path]}
     assert changed == {"state.json", "manifest.json"}  # by this test
 
 
-def test_never_starts_anew(stopped, tmp_path):
+def test_never_ignores_the_checkpoints(stopped, tmp_path):
     shutil.copytree(stopped[1], tmp_path / "out")
     flags = [*stopped[0], "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "never"]
     assert forked("none", tmp_path / "log", flags)[0] == 0
     assert min(consumed(tmp_path / "log")) == 0
 
 
-def test_as_many_checkpoints_are_kept_as_asked_for(long_run, tmp_path):
+def test_save_total_limit_checkpoints_are_kept(long_run, tmp_path):
     flags = [*long_run, "--max_steps", 30, "--save_total_limit", 3, "--output_dir", tmp_path / "out"]
     assert forked("none", tmp_path / "log", flags)[0] == 0
-    assert [Path(p).name[-2:] for p in network.checkpoints(str(tmp_path / "out"))] == ["14", "21", "28"]
+    assert [Path(p).name[-2:] for p in checkpoint.checkpoints(str(tmp_path / "out"))] == ["14", "21", "28"]
 
 
 # ---- disks
@@ -445,7 +448,7 @@ def small_disk(tmp_path):
         yield folder, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
 
-def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_older_checkpoints(long_run, small_disk):
+def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_older_checkpoints(long_run, small_disk):
     folder, limit = small_disk
     command = [*long_run, "--max_steps", 60, "--save_total_limit", 9, "--output_dir", folder / "out"]
     done = subprocess.run(
@@ -454,8 +457,8 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_older_checkpoints(l
     )  # fmt: skip
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and "cannot be saved: " in line and "Traceback" not in done.stderr
-    left = network.checkpoints(str(folder / "out"))
-    assert all(network.read_state(path)["step"] for path in left) and not list((folder / "out").rglob("*.partial"))
+    left = checkpoint.checkpoints(str(folder / "out"))
+    assert all(checkpoint.read_state(path)["step"] for path in left) and not list((folder / "out").rglob("*.partial"))
     if os.path.ismount(folder):
         assert left and "No space left" in line
 
@@ -473,7 +476,7 @@ def test_a_read_only_folder_is_an_error_before_training(long_run, small_disk, tm
     assert code == 2 and printed.count("error: ") == 1 and f"error: {folder / 'out'}: " in printed
 
 
-def test_a_folder_that_cannot_hold_checkpoints_ends_the_run_in_one_line(long_run, tmp_path):
+def test_a_folder_that_cannot_hold_checkpoints_ends_the_run_with_one_line(long_run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "checkpoints").write_text("in the way")
     code, printed = forked("none", tmp_path / "log", [*long_run, "--max_steps", 8, "--output_dir", tmp_path / "out"])
@@ -482,11 +485,11 @@ def test_a_folder_that_cannot_hold_checkpoints_ends_the_run_in_one_line(long_run
     )
 
 
-# ---- numbers that break
+# ---- numbers that are not finite
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_loss_that_is_no_number_stops_all_ranks_before_the_update(ranks, long_run, forty, tmp_path):
+def test_a_nan_loss_stops_all_ranks_before_the_update(ranks, long_run, forty, tmp_path):
     flags = [*long_run, "--max_steps", 20, "--output_dir", tmp_path / "out"]
     code, printed = forked(f"nan 9 {ranks - 1}", tmp_path / "log", flags, ranks, timeout=30)
     assert code == 1
@@ -495,8 +498,8 @@ def test_a_loss_that_is_no_number_stops_all_ranks_before_the_update(ranks, long_
     assert line.count(".txt:") == 4 * ranks and max(consumed(tmp_path / "log")) == 9
 
 
-def test_the_fused_kernel_takes_no_step_on_a_gradient_that_is_not_finite():
-    """What training relies on to lose no weight before the host knows of it."""
+def test_the_fused_optimizer_skips_steps_with_found_inf():
+    """Training relies on it: the host learns of the gradient only after the step."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
     for broken, expected in ((0.0, 0.9), (1.0, 0.9), (0.0, 0.8)):
@@ -506,18 +509,25 @@ def test_the_fused_kernel_takes_no_step_on_a_gradient_that_is_not_finite():
         assert torch.allclose(weight, torch.tensor(expected), atol=2e-3)
 
 
-def test_a_step_that_the_scaler_skips_does_not_move_the_schedule(long_run, tmp_path, monkeypatch):
-    """fp16 on a CPU, which the program itself refuses: the first loss scale overflows, and the step is not taken."""
-    monkeypatch.setattr(network, "pick_precision", lambda *_: "fp16")
-    monkeypatch.setattr(
-        torch.amp, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=2.0**60, growth_interval=1000)
-    )
-    rates = []
-    schedule = script.learning_rate
-    monkeypatch.setattr(script, "learning_rate", lambda step, *rest: rates.append(step) or schedule(step, *rest))
+def test_steps_that_the_scaler_skips_do_not_advance_the_schedule(long_run, tmp_path, monkeypatch):
+    """fp16 on a CPU, which train.py refuses: the first loss scales overflow, and their steps are skipped."""
+    monkeypatch.setattr(modeling, "pick_precision", lambda *_: "fp16")
+    scaler_class = torch.amp.GradScaler
+
+    def scaler_with_large_scale(*arguments, **options):
+        return scaler_class(*arguments, init_scale=2.0**60, growth_interval=1000, **options)
+
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler_with_large_scale)
+    schedule_steps, get_lr = [], script.get_lr
+
+    def recorded_get_lr(step, *rest):
+        schedule_steps.append(step)
+        return get_lr(step, *rest)
+
+    monkeypatch.setattr(script, "get_lr", recorded_get_lr)
     train(*long_run, "--max_steps", 100, "--output_dir", tmp_path / "out")
-    assert rates[::2] == rates[1::2]  # asked for each of two groups of parameters
-    taken = [after - before for before, after in zip(rates[::2], rates[2::2])]
+    assert schedule_steps[::2] == schedule_steps[1::2]  # of the two parameter groups
+    taken = [after - before for before, after in zip(schedule_steps[::2], schedule_steps[2::2])]
     skipped = taken.count(0)
     assert 30 < skipped < 60 and set(taken) == {0, 1} and taken[:30] == [0] * 30
     assert all(value.isfinite().all() for value in weights(tmp_path / "out").values())

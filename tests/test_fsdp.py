@@ -1,4 +1,4 @@
-"""--fsdp on two ranks: DDP's losses, DDP's files, half the bytes."""
+"""--fsdp on two ranks: the losses and files of DDP, and half of its memory."""
 
 import json
 import re
@@ -17,7 +17,7 @@ FLAGS += ["--save_total_limit", 5, "--early_stopping_patience", 9]
 
 
 def launch(folder, flags, corpus, encoder, *more, ranks=2, batch=8, precision="fp32") -> SimpleNamespace:
-    """A run, the loss of each step, and what each rank held."""
+    """Runs train.py. Returns its folder, the loss of each step, what each rank held, and the output."""
     common = [*flat(corpus), *FLAGS, "--model_name_or_path", encoder, "--precision", precision]
     common += ["--per_device_train_batch_size", batch // ranks, "--output_dir", folder, *flags]
     script = ["tests/sharded.py", f"{folder}.held"] if ranks > 1 else ["train.py"]
@@ -27,7 +27,7 @@ def launch(folder, flags, corpus, encoder, *more, ranks=2, batch=8, precision="f
     held = [
         json.loads((folder.parent / f"{folder.name}.held.{rank}").read_text()) for rank in range(ranks * (ranks > 1))
     ]
-    return SimpleNamespace(folder=folder, losses=[e.value for e in events], held=held, said=done.stdout + done.stderr)
+    return SimpleNamespace(folder=folder, losses=[e.value for e in events], held=held, output=done.stdout + done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def same(one: dict, other: dict, limit: float) -> None:
         assert (one[name] - other[name]).abs().max() < limit, name
 
 
-def test_its_losses_results_and_files_are_those_of_ddp(ddp, fsdp):
+def test_losses_results_and_files_are_those_of_ddp(ddp, fsdp):
     assert len(ddp.losses) == len(fsdp.losses) == 50
     assert max(abs(a - b) for a, b in zip(ddp.losses, fsdp.losses)) < 1e-5
     assert ddp.losses[-1] < ddp.losses[0] / 1.2
@@ -64,33 +64,36 @@ def test_its_losses_results_and_files_are_those_of_ddp(ddp, fsdp):
             same(load_file(ddp.folder / path), load_file(fsdp.folder / path), 1e-5)
     config = json.loads((fsdp.folder / "config.json").read_text())
     assert config["architectures"] == ["BertForTokenClassification"]
-    assert "Warning" not in fsdp.said
+    assert "Warning" not in fsdp.output
 
 
-def test_each_rank_holds_half_and_only_rank_0_ever_the_whole_model(ddp, fsdp):
+def test_each_rank_holds_half_and_only_rank_0_holds_the_whole_model(ddp, fsdp):
     for ours, whole in zip(fsdp.held, ddp.held):
         for part, all_of_it in zip(ours["bytes"], whole["bytes"], strict=True):
             assert 0.48 < part / all_of_it < 0.53
-    assert [rank["loaded"] for rank in fsdp.held] == [["cpu", "cpu"], ["meta", "meta"]]  # to train, and the best one
+    assert [rank["loaded"] for rank in fsdp.held] == [
+        ["cpu", "cpu"],
+        ["meta", "meta"],
+    ]  # the model to train, and the best one
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then", "ranks"), [("fsdp", [], 2), ("fsdp", [], 1), ("ddp", ["--fsdp"], 2), ("fsdp", ["--fsdp"], 2)]
 )
-def test_either_goes_on_from_the_others_checkpoint(first, then, ranks, ddp, fsdp, corpus, still, tmp_path):
+def test_ddp_and_fsdp_resume_from_checkpoints_of_each_other(first, then, ranks, ddp, fsdp, corpus, still, tmp_path):
     ran = {"ddp": ddp, "fsdp": fsdp}[first]
-    leave = shutil.ignore_patterns("all_results.json", "step-00000050", "runs")  # as a kill would have left it
+    leave = shutil.ignore_patterns("all_results.json", "step-00000050", "runs")  # as after a kill
     shutil.copytree(ran.folder, tmp_path / "out", ignore=leave)
     resumed = launch(tmp_path / "out", then, corpus, still, ranks=ranks)
-    assert re.search("resumed from .*step-00000025", resumed.said) and len(resumed.losses) == 25
+    assert re.search("resumed from .*step-00000025", resumed.output) and len(resumed.losses) == 25
     assert max(abs(a - b) for a, b in zip(resumed.losses, ran.losses[25:])) < 1e-5
     same(weights(tmp_path / "out"), weights(ran.folder), 1e-5)
     assert results(tmp_path / "out")["train_loss"] == pytest.approx(results(ran.folder)["train_loss"], abs=1e-5)
 
 
 @pytest.mark.slow
-def test_accumulation_dropout_and_bf16_go_with_it(corpus, encoders, still, ddp, tmp_path):
+def test_fsdp_with_accumulation_dropout_and_bf16(corpus, encoders, still, ddp, tmp_path):
     accumulated = launch(tmp_path / "a", ["--fsdp", "--gradient_accumulation_steps", 2], corpus, still, batch=4)
     assert max(abs(a - b) for a, b in zip(accumulated.losses, ddp.losses)) < 1e-5
     options = [corpus, encoders["wordpiece"]]
@@ -103,7 +106,7 @@ def test_accumulation_dropout_and_bf16_go_with_it(corpus, encoders, still, ddp, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_other_encoders_are_sharded_too(kind, corpus, encoders, tmp_path):
+def test_other_tokenizers_are_sharded_too(kind, corpus, encoders, tmp_path):
     ran = [launch(tmp_path / f"{i}", flags, corpus, encoders[kind]) for i, flags in enumerate(([], ["--fsdp"]))]
     assert max(abs(a - b) for a, b in zip(*(one.losses for one in ran))) < 1e-4
 
@@ -121,11 +124,11 @@ STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         transformers.ModernBertConfig(
             pad_token_id=0, cls_token_id=2, sep_token_id=3, **SMALL
         ),  # buffers: rotary angles
-        transformers.XLNetConfig(d_model=32, n_layer=2, n_head=2, d_inner=64, dropout=0.0),  # parameters never reached
+        transformers.XLNetConfig(d_model=32, n_layer=2, n_head=2, d_inner=64, dropout=0.0),  # unreached parameters
     ],
     ids=lambda config: config.model_type,
 )
-def test_encoders_of_other_kinds_are_sharded_as_ddp_trains_them(config, corpus, still, tmp_path):
+def test_other_architectures_are_sharded_with_the_result_of_ddp(config, corpus, still, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(still)
     config.vocab_size = len(tokenizer)
     torch.manual_seed(0)
@@ -136,7 +139,7 @@ def test_encoders_of_other_kinds_are_sharded_as_ddp_trains_them(config, corpus, 
     same(weights(ran[0].folder), weights(ran[1].folder), 1e-4)
 
 
-def test_it_needs_torchrun(corpus, still, tmp_path, capsys):
+def test_fsdp_needs_torchrun(corpus, still, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train(*flat(corpus), "--model_name_or_path", still, "--fsdp", "--output_dir", tmp_path / "out")
     assert capsys.readouterr().err.endswith("error: --fsdp needs torchrun, and fp32 or bf16\n")

@@ -1,4 +1,4 @@
-"""Two hosts: network namespaces with addresses, names, caches and disks of their own, and a link that is cut."""
+"""Two hosts: network namespaces with separate addresses, names, caches and disks, and a link that is cut."""
 
 import contextlib
 import json
@@ -16,12 +16,12 @@ import pytest
 import torch
 from conftest import ROOT, flat, results, run, weights
 
-import data
-import model as network
+import model as modeling
+from util.tokenizer import load_tokenizer
 
 HOSTS = ("first-host", "second-host")
 ENDPOINT = ["--rdzv-backend=c10d", "--rdzv-endpoint=first-host:29500"]
-TIMEOUT = 8  # seconds of a collective, in the test whose link is cut
+TIMEOUT = 8  # seconds of a collective, in the test that cuts the link
 
 
 def ip(*words) -> None:
@@ -30,7 +30,7 @@ def ip(*words) -> None:
 
 @contextlib.contextmanager
 def two_hosts():
-    """Names of two namespaces joined by a pair of virtual cards; what is in them is killed at the end."""
+    """Yields the names of two namespaces that a pair of virtual cards joins. Kills their processes at the end."""
     names = [f"nano-{uuid.uuid4().hex[:6]}" for _ in HOSTS]
     try:
         for name in names:
@@ -73,7 +73,7 @@ def _kill(name: str) -> None:
 
 
 def start(link, folder: Path, *command) -> list[subprocess.Popen]:
-    """One command line on both hosts, in `folder`; the second one sees a disk of its own there."""
+    """Starts a command on both hosts in `folder`. On the second one, folder/shared is a separate disk."""
     processes = []
     for number, name in enumerate(link):
         own = f"hostname {HOSTS[number]}; cd {folder}; "
@@ -88,7 +88,7 @@ def start(link, folder: Path, *command) -> list[subprocess.Popen]:
 
 
 def finish(processes, link, folder: Path, seconds: float) -> list[tuple[int, str]]:
-    """-> exit code and output of each, all of which have to end by then and to leave nothing running."""
+    """Returns exit codes and outputs. Asserts that all end in time and that no process is left."""
     deadline = time.monotonic() + seconds
     for process in processes:
         try:
@@ -119,7 +119,7 @@ def place(tmp_path):
 
 @pytest.mark.parametrize("each", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_hosts_end_with_the_result_of_the_same_ranks_on_one(each, link, corpus, still, place):
-    """Caches and disks of their own. Of each host's ranks one tokenizes."""
+    """The hosts have separate caches and disks. One rank of each host tokenizes."""
     flags = [*flat(corpus), "--model_name_or_path", still, "--precision", "fp32", "--max_steps", 6, "--eval_steps", 3]
     flags += ["--per_device_train_batch_size", 4 // each]
     command = torchrun("train.py", *flags, "--output_dir", "shared/out", each=each)
@@ -127,31 +127,31 @@ def test_two_hosts_end_with_the_result_of_the_same_ranks_on_one(each, link, corp
     assert [code for code, _ in done] == [0, 0], done
     here = run("train.py", *flags, "--output_dir", place / "one", ranks=2 * each)
     assert here.returncode == 0, here.stderr
-    assert sum("test: " in said for _, said in done) == 1
-    one, two = weights(place / "one"), weights(place / "shared" / "out")  # rank 0 is of the name that sorts first
+    assert sum("test: " in output for _, output in done) == 1
+    one, two = weights(place / "one"), weights(place / "shared" / "out")  # rank 0 is on the host whose name sorts first
     assert all((one[name] - two[name]).abs().max() < 1e-6 for name in one)
     for name in ("eval_per_entity", "test_per_entity", "world_size"):
         assert results(place / "one")[name] == results(place / "shared" / "out")[name]
     assert results(place / "one")["train_loss"] == pytest.approx(results(place / "shared" / "out")["train_loss"])
-    for number in range(2):  # three splits, each read and tokenized once
-        assert len(list((place / f"cache{number}").rglob("nanotagger/*.arrow"))) == 3
+    for number in range(2):  # three splits: sentences, tags, windows and their checksum, each made once
+        assert len(list((place / f"cache{number}").rglob("nanotagger/*.arrow"))) == 12
 
 
 @pytest.mark.slow
 def test_a_file_is_tagged_by_two_hosts_that_share_no_disk(link, still, place):
-    """What the second host has tagged goes to rank 0's output; again, both find it done."""
-    model = network.load_model(still, ["O", "B-X", "I-X"])
+    """The results of the second host are written by rank 0. The same command again finds them complete."""
+    model = modeling.load_model(still, ["O", "B-X", "I-X"])
     model.save_pretrained(place / "model")
-    data.load_tokenizer(still).save_pretrained(place / "model")
+    load_tokenizer(still).save_pretrained(place / "model")
     with open(place / "texts.jsonl", "w", encoding="utf-8") as file:
-        for number in range(3000):  # three chunks, the second one's rank is on the second host
+        for number in range(3000):  # three chunks; the second one is tagged on the second host
             file.write(json.dumps({"text": f"call {number} Oslo\r of"}) + "\n" if number % 1000 else "broken\n")
     flags = [place / "model", "--input_file", place / "texts.jsonl", "--skip_bad_lines", "--precision", "fp32"]
     command = torchrun("infer.py", *flags, "--output_file", "shared/out.jsonl")
     for again in (False, True):
         done = finish(start(link, place, *command), link, place, 100)
         assert [code for code, _ in done] == [0, 0], done
-        assert ("holds these answers already" in done[0][1]) == again
+        assert ("is complete already" in done[0][1]) == again
     here = run("infer.py", *flags, "--output_file", place / "one.jsonl")
     assert here.returncode == 0, here.stderr
     for suffix in ("", ".errors"):
@@ -164,7 +164,7 @@ def test_a_file_is_tagged_by_two_hosts_that_share_no_disk(link, still, place):
 
 
 @pytest.mark.slow
-def test_the_readmes_recipe_runs_as_printed(link, corpus, still, place):
+def test_the_command_of_the_readme_runs_as_printed(link, corpus, still, place):
     """Eight ranks a host."""
     (line,) = re.findall(r"^torchrun --nnodes.*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     flags = f"{' '.join(flat(corpus))} --model_name_or_path {still} --max_steps 4 --output_dir shared/out"
@@ -176,7 +176,7 @@ def test_the_readmes_recipe_runs_as_printed(link, corpus, still, place):
 
 
 @pytest.mark.slow
-def test_a_cut_link_ends_every_rank_in_time_and_the_same_command_goes_on(link, corpus, still, place):
+def test_a_cut_link_ends_every_rank_in_time_and_the_same_command_resumes(link, corpus, still, place):
     flags = [
         *flat(corpus),
         "--model_name_or_path",
@@ -208,16 +208,16 @@ def test_a_cut_link_ends_every_rank_in_time_and_the_same_command_goes_on(link, c
     finally:
         ip("-n", link[0], "link", "set", "card", "up")
     done = finish(processes, link, place, 120)
-    for number, (code, said) in enumerate(done):
+    for number, (code, output) in enumerate(done):
         assert code == 1
-        assert f"on {HOSTS[number]} has lost the other ranks: " in said and "Timed out" in said, said
-        assert "Traceback" not in said.partition("has lost")[0]
+        assert f"on {HOSTS[number]} has lost the other ranks: " in output and "Timed out" in output, output
+        assert "Traceback" not in output.partition("has lost")[0]
     saved = sorted(path.name for path in checkpoints.iterdir())[-1]
     print(f"ended {ended:.1f} s after the cut, newest checkpoint {saved}")
 
     done = finish(start(link, place, *command), link, place, 100)
     assert [code for code, _ in done] == [0, 0], done
-    assert any(f"resumed from shared/out/checkpoints/{saved}" in said for _, said in done)
+    assert any(f"resumed from shared/out/checkpoints/{saved}" in output for _, output in done)
     here = run("train.py", *flags, "--output_dir", place / "one", ranks=2)
     assert here.returncode == 0, here.stderr
     one, two = weights(place / "one"), weights(place / "shared" / "out")

@@ -9,6 +9,7 @@ from transformers import AutoModelForTokenClassification, pipeline
 import data
 import infer
 import metrics
+from util.tokenizer import encode
 
 README = "My name is Sylvain and I work at Hugging Face in Brooklyn."
 FIVE = [
@@ -59,6 +60,7 @@ def test_entities_equal_the_pipelines(trained, tagger, text, strategy):
 
 def test_a_words_subwords_vote():
     labels = ["O", "B-PER", "I-PER"]
+    word_ids = np.array([0, 0, 0, 1, 1])
     subwords = [[0.1, 0.9, 0.0], [0.2, 0.7, 0.1], [0.6, 0.1, 0.3]]  # one word: B-PER, B-PER again, O
     subwords += [[0.3, 0.3, 0.4], [0.95, 0.0, 0.05]]  # and one: I-PER, O
     expected = {
@@ -68,7 +70,7 @@ def test_a_words_subwords_vote():
         "average": ([1, 0], [1.7 / 3, 1.25 / 2], [1, 1]),
     }
     for strategy, (tags, scores, count) in expected.items():
-        found = infer.vote(np.array(subwords), np.array([0, 3]), labels, strategy)
+        found = infer.vote(np.array(subwords), word_ids, labels, strategy)
         assert found[0].tolist() == tags and found[2].tolist() == count
         assert found[1].tolist() == pytest.approx(scores)
 
@@ -101,10 +103,11 @@ def test_the_saved_model_scores_what_training_measured(trained, tagger):
     measured = results(trained)
     for split, prefix in (("validation", "eval"), ("test", "test")):
         sentences = read(ROOT / "samples" / f"{split}.conll")
-        gold = np.array([tagger.labels.index(tag) for sentence in sentences for tag in sentence["tags"]])
-        found, first = tagger.probabilities([sentence["tokens"] for sentence in sentences])
+        gold = np.array([tagger.label_list.index(tag) for sentence in sentences for tag in sentence["tags"]])
+        probabilities, word_ids = tagger.probabilities([sentence["tokens"] for sentence in sentences])
+        predicted = probabilities[data.first_subwords(word_ids)].argmax(-1)
         lengths = np.array([len(sentence["tokens"]) for sentence in sentences])
-        scores = metrics.score(gold, found[first].argmax(-1), lengths, tagger.labels, "IOB2")
+        scores = metrics.score(gold, predicted, lengths, tagger.label_list, "IOB2")
         assert scores["per_entity"] == measured[f"{prefix}_per_entity"]
         assert scores["accuracy"] == measured[f"{prefix}_accuracy"]
 
@@ -137,7 +140,7 @@ def test_words_join_into_entities(tagger, monkeypatch, tags, expected):
     """Two documents of the same words: none reaches into the next."""
     text, labels = " ".join("abcd"[: len(tags)]), sorted({*tags, "O"})
     sure = np.repeat([[0.5 * (label == tag) for label in labels] for tag in tags], 1, axis=0)
-    monkeypatch.setattr(tagger, "labels", labels)
+    monkeypatch.setattr(tagger, "label_list", labels)
     monkeypatch.setattr(tagger, "probabilities", lambda words: (np.tile(sure, (2, 1)), np.arange(2 * len(tags))))
     for found in tagger([text, text]):
         assert [(e["entity_group"], e["start"], e["end"]) for e in found] == expected
@@ -158,12 +161,13 @@ def test_a_window_changes_nothing_but_the_context(trained):
     exact = infer.Tagger(trained, precision="fp32")
 
     def words(size: int) -> list[np.ndarray]:
-        exact.size = size
-        found, first = exact.probabilities(sentences)
-        return np.split(found[first], np.cumsum([len(sentence) for sentence in sentences])[:-1])
+        exact.window_size = size
+        probabilities, word_ids = exact.probabilities(sentences)
+        ends = np.cumsum([len(sentence) for sentence in sentences])
+        return np.split(probabilities[data.first_subwords(word_ids)], ends[:-1])
 
     long, cut = words(128), words(16)
-    fits = [len(encoded[0]) <= 14 for encoded in data.encode(sentences, exact.tokenizer)]
+    fits = [len(encoded[0]) <= 14 for encoded in encode(sentences, exact.tokenizer)]
     assert 50 < sum(fits) < len(sentences)
     for one, other, fit in zip(cut, long, fits):
         assert one.shape == other.shape
@@ -186,8 +190,8 @@ def test_parts_of_speech_of_conllu_score_as_scikit_learn_scores_them(encoders, t
     train(*files, *flags, "--output_dir", tmp_path / "out")
     measured = results(tmp_path / "out")
     tagger = infer.Tagger(str(tmp_path / "out"), precision="fp32")
-    found, first = tagger.probabilities([sentence["tokens"] for sentence in sentences])
-    predicted = [tagger.labels[tag] for tag in found[first].argmax(-1)]
+    probabilities, word_ids = tagger.probabilities([sentence["tokens"] for sentence in sentences])
+    predicted = [tagger.label_list[tag] for tag in probabilities[data.first_subwords(word_ids)].argmax(-1)]
     gold = [tag for sentence in sentences for tag in sentence["tags"]]
     report = sklearn.metrics.classification_report(gold, predicted, output_dict=True, zero_division=0)
     assert set(measured["test_per_entity"]) == set(gold) | set(predicted) and len(set(predicted)) > 5

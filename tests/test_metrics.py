@@ -1,6 +1,5 @@
 """Decoding, the gather across ranks, scores."""
 
-import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch.multiprocessing as mp
 
 import data
 import metrics
+from model import token_loss
 
 NER = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
@@ -20,7 +20,7 @@ NER = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 def test_decode_takes_the_argmax_at_labelled_positions_row_by_row():
     logits = torch.tensor([[[9.0, 0, 0], [0, 1, 2], [5, 5, 6]], [[0, 3, 1], [9, 9, 9], [1, 0, 0]]])  # [2, 3, 3]
     labels = torch.tensor([[-100, 2, 0], [1, -100, -100]])
-    predicted, probabilities, losses = metrics.decode(logits, labels)
+    predicted, probabilities, losses = metrics.decode(logits, labels, token_loss)
     assert predicted.tolist() == [2, 2, 1]
     expected = [-torch.log_softmax(logits[b, i], -1)[c].item() for b, i, c in ((0, 1, 2), (0, 2, 0), (1, 0, 1))]
     assert losses.tolist() == pytest.approx(expected)
@@ -29,44 +29,57 @@ def test_decode_takes_the_argmax_at_labelled_positions_row_by_row():
 
 
 @pytest.mark.parametrize("batches", [[[0, 1, 2]], [[2], [1], [0]]])
-def test_what_16_bits_leave_undecided_is_read_again_in_fp32(batches):
-    """A row of 4 and 4 + 2^-9, which bf16 makes equal, so that argmax would take the first; and rows that stand."""
+def test_near_ties_in_16_bits_are_computed_again_in_fp32(batches):
+    """In the first row, 4 and 4 + 2^-9 are equal in bf16, and argmax would take the first. The others are no ties."""
     exact = torch.tensor([[4.0, 4.0 + 2**-9, -1.0], [3.0, -3.0, 0.0], [0.0, 1.0, 5.0]])
-    read = []
+    calls = []
 
     class Model(torch.nn.Module):
         device = torch.device("cpu")
 
         def forward(self, input_ids, attention_mask):
-            sixteen = torch.is_autocast_enabled("cpu")
-            read.append((sixteen, input_ids[:, 0].tolist()))
+            is_16_bits = torch.is_autocast_enabled("cpu")
+            calls.append((is_16_bits, input_ids[:, 0].tolist()))
             logits = exact[input_ids]
-            return SimpleNamespace(logits=logits.bfloat16() if sixteen else logits)
+            return SimpleNamespace(logits=logits.bfloat16() if is_16_bits else logits)
 
-    class Rows(list):
+    class Windows(list):
         num_labels = np.ones(3, int)
 
-        def words(self, ids):
-            return np.array(ids)
+        def word_positions(self, rows):
+            return np.array(rows)
 
-    rows = Rows((np.array([i]), np.array([0])) for i in range(3))
-    collate = functools.partial(data.collate, pad_token_id=0)
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
-    predicted, _, _ = metrics.predict(Model(), rows, [np.array(batch) for batch in batches], collate, autocast)
+    windows = Windows({"input_ids": np.array([i]), "labels": np.array([0])} for i in range(3))
+    predicted, _, _ = metrics.predict(
+        Model(),
+        windows,
+        [np.array(batch) for batch in batches],
+        collate=lambda features: data.collate(features, {"input_ids": 0, "labels": -100}),
+        autocast=torch.autocast("cpu", dtype=torch.bfloat16),
+        token_loss=token_loss,
+    )
     assert predicted.tolist() == [1, 0, 2]
-    assert [ids for sixteen, ids in read if not sixteen] == [[0]]
+    assert [ids for is_16_bits, ids in calls if not is_16_bits] == [[0]]
 
 
 def words(*rows) -> torch.Tensor:
-    """(position, predicted, loss) of each word -> [n, 3] int32, as evaluate() packs them."""
-    losses = torch.tensor([loss for *_, loss in rows], dtype=torch.float32).view(torch.int32)
-    return torch.stack([torch.tensor([r[0] for r in rows]).int(), torch.tensor([r[1] for r in rows]).int(), losses], 1)
+    """(position, predicted id, probability, loss) of each word -> [n, 4] int32, as predict() packs them."""
+    positions, predicted = (torch.tensor([row[i] for row in rows]).int() for i in (0, 1))
+    floats = [torch.tensor([row[i] for row in rows], dtype=torch.float32).view(torch.int32) for i in (2, 3)]
+    return torch.stack([positions, predicted, *floats], 1)
 
 
-NONE = torch.empty(0, 3, dtype=torch.int32)
-HELD = {  # words by rank: sentences of 3 and 1 words here, of 5 there, none on one rank
-    2: [words((5, 1, 0.5), (6, 2, 0.25), (7, 0, 1e-30), (0, 4, 3.0)), words(*[(i, i % 3, i / 7) for i in range(1, 5)])],
-    3: [words((2, 1, 0.5)), NONE, words((0, 3, 1.5), (3, 0, 2.5), (1, 2, float("inf")))],
+NONE = torch.empty(0, 4, dtype=torch.int32)
+HELD = {  # words by rank: sentences of 3 and 1 words, of 5, and no sentence
+    2: [
+        words((5, 1, 0.5, 0.5), (6, 2, 0.75, 0.25), (7, 0, 1.0, 1e-30), (0, 4, 0.25, 3.0)),
+        words(*[(i, i % 3, i / 5, i / 7) for i in range(1, 5)]),
+    ],
+    3: [
+        words((2, 1, 0.5, 0.5)),
+        NONE,
+        words((0, 3, 0.125, 1.5), (3, 0, 0.25, 2.5), (1, 2, 0.75, float("inf"))),
+    ],
 }
 
 
@@ -79,23 +92,24 @@ def gather_worker(rank: int, world_size: int, folder: str) -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_gather_of_ranks_that_hold_different_numbers(world_size, tmp_path):
+def test_gather_of_different_numbers_of_words(world_size, tmp_path):
     mp.spawn(gather_worker, args=(world_size, str(tmp_path)), nprocs=world_size)
-    on_rank_0, *others = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
-    assert torch.equal(on_rank_0, torch.cat(HELD[world_size]))
+    on_rank0, *others = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+    assert torch.equal(on_rank0, torch.cat(HELD[world_size]))
     assert all(len(other) == 0 for other in others)
 
 
 def test_gathered_words_come_back_in_file_order():
-    predicted, losses = metrics.in_file_order(torch.cat(HELD[3]), 4)
+    predicted, probabilities, losses = metrics.in_file_order(torch.cat(HELD[3]), 4)
     assert predicted.tolist() == [3, 2, 1, 0]
+    assert probabilities.tolist() == [0.125, 0.75, 0.5, 0.25]
     assert losses.tolist() == [1.5, float("inf"), 0.5, 2.5]
 
 
-@pytest.mark.parametrize("rows", [[(0, 1, 0.0)], [(0, 1, 0.0), (0, 1, 0.0)], [(0, 0, 0.0), (1, 0, 0.0), (2, 0, 0.0)]])
-def test_a_word_lost_or_seen_twice_is_never_scored(rows):
-    with pytest.raises(AssertionError, match="not seen once"):
-        metrics.in_file_order(words(*rows), 2)
+@pytest.mark.parametrize("positions", [[0], [0, 0], [0, 1, 2]])
+def test_a_missing_or_repeated_word_is_an_error(positions):
+    with pytest.raises(AssertionError, match="not predicted exactly once"):
+        metrics.in_file_order(words(*[(position, 1, 1.0, 0.0) for position in positions]), 2)
 
 
 def random_tags(labels, count=2000, agree=0.7, seed=0):
@@ -108,7 +122,7 @@ def random_tags(labels, count=2000, agree=0.7, seed=0):
     return gold, predicted, np.array(lengths)
 
 
-def test_entities_are_scored_as_seqeval_scores_them():
+def test_entities_are_scored_as_by_seqeval():
     gold, predicted, lengths = random_tags(NER)
     scores = metrics.score(gold, predicted, lengths, NER, "IOB2")
     ends = np.cumsum(lengths)[:-1]
@@ -130,7 +144,7 @@ def test_the_end_of_a_sentence_ends_an_entity():
     assert metrics.score(gold, gold, np.array([4]), NER, "IOB2")["per_entity"]["PER"]["support"] == 1
 
 
-def test_plain_tags_are_scored_as_scikit_learn_scores_them_and_keep_their_letters():
+def test_plain_tags_are_scored_as_by_scikit_learn_under_their_full_names():
     labels = ["ADJ", "NOUN", "PROPN", "VERB", "X"]
     gold, predicted, lengths = random_tags(labels[:4])
     scores = metrics.score(gold, predicted, lengths, labels, None)
@@ -145,7 +159,7 @@ def test_plain_tags_are_scored_as_scikit_learn_scores_them_and_keep_their_letter
     assert scores["f1"] == pytest.approx(sklearn.metrics.f1_score(gold, predicted, average="macro"))
 
 
-def test_no_entity_anywhere_scores_zero_without_a_warning(recwarn):
+def test_a_split_without_entities_scores_zero_without_a_warning(recwarn):
     scores = metrics.score(np.zeros(5, int), np.zeros(5, int), np.array([5]), NER, "IOB2")
     assert scores["f1"] == 0 and scores["accuracy"] == 1 and scores["per_entity"] == {}
     assert "all" in metrics.table(scores) and not recwarn

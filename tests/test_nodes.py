@@ -1,4 +1,4 @@
-"""Several nodes: two torchrun agents that find each other by c10d rendezvous, each with a rank of its own."""
+"""Several nodes: two torchrun agents of one rank each that meet by c10d rendezvous."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -7,9 +7,9 @@ import pytest
 from conftest import flat, results, run, train, weights
 
 
-@pytest.mark.slow  # tests/test_hosts.py has more, where it may make hosts
+@pytest.mark.slow  # test_hosts.py tests more, but needs root
 def test_two_agents_finish_with_the_result_of_one(still, corpus, tmp_path):
-    """Each has an output folder of its own, as hosts without a shared disk: rank 0's is filled."""
+    """As on hosts without a shared disk, each has its output folder. Only that of rank 0 is written."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
-import data
-import infer
 import metrics
+from util import report
+from util.documents import Document, Tagged, format_document
+from util.split import Split
 
 EVIL = [
     "<script>document.title='run'</script>",
@@ -21,14 +23,15 @@ EVIL = [
 
 
 class Labelled:
-    """A data.Split of given sentences, as report() needs it."""
+    """A Split of given sentences, as render_report needs it."""
 
-    spans, named, scheme = data.Split.spans, data.Split.named, "IOB2"
+    spans, entity_texts, scheme = Split.spans, Split.entity_texts, "IOB2"
 
-    def __init__(self, sentences: list[list[str]], tags: list[str], labels: list[str]):
+    def __init__(self, sentences: list[list[str]], tags: list[str], label_list: list[str]):
         self.words, self.lengths = sentences, np.array([len(words) for words in sentences])
-        self.sentences = data.Dataset.from_dict({"tokens": sentences})
-        self.tags = np.array([labels.index(tag) for tag in tags])
+        self.sentences = Dataset.from_dict({"tokens": sentences})
+        self.label_list = label_list
+        self.tags = np.array([label_list.index(tag) for tag in tags])
 
     def sentence(self, i: int) -> tuple[str, list[str]]:
         return f"a<b>.conll:{i}", self.words[i]
@@ -43,8 +46,8 @@ FOUND = "B-PER O O B-PER I-PER".split() + "O O".split() + ["O"] + ["B-LOC"] + ["
 def page() -> str:
     split = Labelled(SENTENCES, GOLD, LABELS)
     tags = np.array([LABELS.index(tag) for tag in FOUND])
-    measured = metrics.score(split.tags, tags, split.lengths, LABELS, "IOB2")
-    return metrics.report("a <run>", measured, split, LABELS, tags, np.full(len(tags), 0.75), {("LOC", "Oslo")})
+    scores = metrics.score(split.tags, tags, split.lengths, LABELS, "IOB2")
+    return report.render_report("a <run>", scores, split, tags, np.full(len(tags), 0.75), {("LOC", "Oslo")})
 
 
 def test_every_error_is_of_one_kind():
@@ -68,7 +71,7 @@ def test_every_span_is_in_one_match(seed):
         return np.column_stack([borders, random.integers(0, 3, len(borders))])
 
     gold, predicted = spans(), spans()
-    found = metrics.match(gold, predicted)
+    found = report.match_spans(gold, predicted)
     assert sorted(m.gold for m in found if m.gold >= 0) == list(range(len(gold)))
     assert sorted(m.predicted for m in found if m.predicted >= 0) == list(range(len(predicted)))
     for kind, g, p in found:
@@ -78,10 +81,10 @@ def test_every_span_is_in_one_match(seed):
         (first, end, type_g), (begin, stop, type_p) = gold[g].tolist(), predicted[p].tolist()
         assert first < stop and begin < end  # they overlap
         same = (first, end) == (begin, stop)
-        assert (kind == "right") == (same and type_g == type_p)
+        assert (kind == "correct") == (same and type_g == type_p)
         assert (kind == "boundary") == (not same and type_g == type_p)
     exact = {tuple(span) for span in gold.tolist()} & {tuple(span) for span in predicted.tolist()}
-    assert sum(m.kind == "right" for m in found) == len(exact)
+    assert sum(m.kind == "correct" for m in found) == len(exact)
     missed = [gold[m.gold] for m in found if m.kind == "missed"]
     spurious = [predicted[m.predicted] for m in found if m.kind == "spurious"]
     assert not any(g[0] < p[1] and p[0] < g[1] for g in missed for p in spurious)  # else they were a pair
@@ -90,9 +93,9 @@ def test_every_span_is_in_one_match(seed):
 def test_calibration_of_scores_that_are_right_as_often_as_they_say():
     random = np.random.default_rng(0)
     scores = random.random(20_000)
-    rows, error = metrics.calibration(scores, random.random(20_000) < scores)
+    rows, error = report.calibration(scores, random.random(20_000) < scores)
     assert len(rows) == 10 and sum(row[1] for row in rows) == 20_000 and error < 0.02
-    assert metrics.calibration(np.full(10, 0.95), np.arange(10) < 5)[1] == pytest.approx(0.45)
+    assert report.calibration(np.full(10, 0.95), np.arange(10) < 5)[1] == pytest.approx(0.45)
 
 
 def visible(browser) -> list[str]:
@@ -153,8 +156,8 @@ def test_text_is_readable_in_both_colour_schemes(browser, tmp_path, dark):
 
 
 def test_tagged_text_in_a_browser(browser, tmp_path):
-    hue = metrics.hues({"PER", "LOC"})
-    documents = [infer.Document.of_text(f"{EVIL[0]} Maria in Oslo"), infer.Document.of_text("Maria again")]
+    colors = report.type_colors({"PER", "LOC"})
+    documents = [Document.from_text(f"{EVIL[0]} Maria in Oslo"), Document.from_text("Maria again")]
 
     def entity(kind: str, word: str, text: str) -> dict:
         start = text.index(word)
@@ -162,8 +165,8 @@ def test_tagged_text_in_a_browser(browser, tmp_path):
 
     places = (("PER", "Maria"), ("LOC", "Oslo"))
     found = [[entity(*place, d.text) for place in places if place[1] in d.text] for d in documents]
-    shown = [infer.show(d, entities, [], "html", hue, False) for d, entities in zip(documents, found)]
-    html = metrics.page_head("tagged") + metrics.FILTER + "".join(shown) + metrics.PAGE_END
+    shown = [format_document(d, Tagged(entities, []), "html", colors) for d, entities in zip(documents, found)]
+    html = report.page_start("tagged") + "".join(shown) + report.page_end()
     (tmp_path / "tagged.html").write_text(html, encoding="utf-8")
     opened(browser, tmp_path / "tagged.html")
     assert [button.text for button in browser.find_elements("tag name", "button")] == ["LOC 1", "PER 2"]

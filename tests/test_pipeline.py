@@ -18,8 +18,10 @@ import pytest
 from conftest import ROOT, read, train
 from transformers import pipeline
 
-import data
 import infer
+from util.annotations import split_words
+from util.tag_schemes import entity_type
+from util.tokenizer import encode, special_tokens
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 ODD = [
@@ -76,17 +78,17 @@ def both(request, encoders, tmp_path_factory):
 
 
 def words_of(text: str) -> list[str]:
-    return [text[start:end] for start, end in data.split_words(text)]
+    return [text[start:end] for start, end in split_words(text)]
 
 
 def fault_of(text: str, pipe, tagger: infer.Tagger, strategy: str) -> str | None:
     """The fault that the pipeline commits on a text, found in what it votes on, before it votes."""
     inputs = next(iter(pipe.preprocess(text, is_split_into_words=False)))
     theirs = inputs["input_ids"][0].tolist()
-    input_ids, word_ids, _ = data.encode([words_of(text)], tagger.tokenizer)[0]
-    special = data.special_tokens(tagger.tokenizer)
+    input_ids, word_ids, _ = encode([words_of(text)], tagger.tokenizer)[0]
+    special = special_tokens(tagger.tokenizer)
     ours = [*special[0], *input_ids, *special[1]]
-    if len(ours) > tagger.size:
+    if len(ours) > tagger.window_size:
         return "cut"
     if theirs != ours:
         return "input"
@@ -104,10 +106,10 @@ def fault_of(text: str, pipe, tagger: infer.Tagger, strategy: str) -> str | None
 
 def breaks_a_word(text: str, tagger: infer.Tagger) -> bool:
     """Whether any word's subwords are of several types, or a later one begins anew."""
-    found, first = tagger.probabilities([words_of(text)])
-    tags = [tagger.labels[i] for i in found.argmax(-1)]
-    for subwords in np.split(np.arange(len(tags)), first[1:]):
-        if len({infer.type_of(tags[i]) for i in subwords}) > 1 or any(tags[i][:2] == "B-" for i in subwords[1:]):
+    probabilities, word_ids = tagger.probabilities([words_of(text)])
+    tags = [tagger.label_list[i] for i in probabilities.argmax(-1)]
+    for subwords in np.split(np.arange(len(tags)), np.flatnonzero(np.diff(word_ids)) + 1):
+        if len({entity_type(tags[i]) for i in subwords}) > 1 or any(tags[i][:2] == "B-" for i in subwords[1:]):
             return True
     return False
 
@@ -138,7 +140,7 @@ def test_equal_to_the_pipeline_or_a_known_fault_of_it(both, strategy):
 
 def check_ours(text: str, entities: list[dict], strategy: str) -> None:
     """What is right on any text: whole words, or (none) subwords inside them, in order, as they stand in the text."""
-    words, end = data.split_words(text), 0
+    words, end = split_words(text), 0
     for entity in entities:
         assert type(entity["score"]) is float and 0 < entity["score"] <= 1
         assert entity["word"] == text[entity["start"] : entity["end"]]
@@ -157,7 +159,7 @@ def test_the_pipeline_ends_entities_inside_words_and_behind_them(both):
         f"{word} in Oslo, Norway." for word in ("Zoe\u0308 Mu\u0308ller", "Nokia (Helsinki)", "https://example.org/x")
     ]
     texts += [text for text in random_texts(200, seed=9) if text.strip()]
-    whole = {i: {end for _, end in data.split_words(text)} for i, text in enumerate(texts)}
+    whole = {i: {end for _, end in split_words(text)} for i, text in enumerate(texts)}
     with warnings.catch_warnings(action="ignore"):
         theirs = pipe(texts, aggregation_strategy="first")
     beside = [e for i, found in enumerate(theirs) for e in found if e["end"] not in whole[i]]

@@ -18,8 +18,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, read, results, run, train
 
-import data
 import infer
+from util import documents, tag_files
+from util.annotations import split_words
+from util.documents import Document
+from util.report import type_colors
 
 TEXTS = [
     "Peter Miller joined Nokia in Helsinki.",
@@ -61,7 +64,7 @@ def test_the_same_documents_in_every_format(model, tmp_path):
     texts, objects, columns = (tmp_path / name for name in ("in.txt", "in.jsonl", "in.conll"))
     texts.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
     objects.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(TEXTS)))
-    split = [[text[start:end] for start, end in data.split_words(text)] for text in TEXTS]
+    split = [[text[start:end] for start, end in split_words(text)] for text in TEXTS]
     columns.write_text(
         "\n".join("".join(f"{word} O\n" for word in words) for words in split if words), encoding="utf-8"
     )
@@ -110,9 +113,11 @@ def test_comments_and_other_columns_of_conll(model, tmp_path):
 def test_a_terminal_shows_entities_in_colour(model):
     tagger = infer.Tagger(model)
     text = TEXTS[0]
-    (entities,), (tags,) = tagger.tag([infer.Document.of_text(text)])
-    hue = {entity["entity_group"]: 120 for entity in entities}
-    shown = infer.show(infer.Document.of_text(text), entities, tags, "text", hue, terminal=True).splitlines()[0]
+    document = Document.from_text(text)
+    (tagged,) = tagger.tag([document])
+    entities = tagged.entities
+    colors = type_colors({entity["entity_group"] for entity in entities})
+    shown = documents.format_document(document, tagged, "text", colors, on_terminal=True).splitlines()[0]
     assert shown.count("\033[1;38;2;") == len(entities) > 0 and shown.count("\033[0m") == len(entities)
     plain = shown.replace("\033[0m", "")
     assert "".join(part.partition("m")[2] if i else part for i, part in enumerate(plain.split("\033["))) == text
@@ -167,11 +172,12 @@ def test_an_output_of_another_model_input_or_flag_is_refused(model, tmp_path, ca
     before = out.read_bytes()
     assert [path.name for path in sorted(tmp_path.glob("out*"))] == ["out.jsonl", "out.jsonl.run.json"]
     tag(model, "--input_file", name, "--output_file", out)  # the same again: nothing to do
-    assert "another --stride" in refused(capsys, model, "--input_file", name, "--output_file", out, "--stride", 3)
+    error = refused(capsys, model, "--input_file", name, "--output_file", out, "--stride", 3)
+    assert "its --stride is 64, not 3" in error
     name.write_text("Peter Miller joined Sony.\n")
-    assert "another input" in refused(capsys, model, "--input_file", name, "--output_file", out)
+    assert "its input differs" in refused(capsys, model, "--input_file", name, "--output_file", out)
     (tmp_path / "out.jsonl.run.json").unlink()
-    assert "is there already" in refused(capsys, model, "--input_file", name, "--output_file", out)
+    assert "exists already" in refused(capsys, model, "--input_file", name, "--output_file", out)
     assert out.read_bytes() == before
 
 
@@ -180,7 +186,7 @@ def test_words_of_conll_are_those_that_training_reads(tmp_path):
     lines = ["\u00a0a\tB-X", " b\u00a0 O", "c\u3000\tO"]
     (tmp_path / "x.conll").write_text("\n".join(line.replace(" O", "\tO").strip(" ") for line in lines))
     trained = [word for row in read(tmp_path / "x.conll") for word in row["tokens"]]
-    document = infer.parse("conll", [line.encode() for line in lines])
+    document = documents.parse_document("conll", [line.encode() for line in lines])
     assert [document.text[start:end] for start, end in document.words] == trained == ["\u00a0a", "b\u00a0", "c\u3000"]
 
 
@@ -219,7 +225,7 @@ def kills(start, model: str, folder: Path, number: int, times: int, seed: int) -
     chooser, left = random.Random(seed), 0
     for _ in range(times):
         process = start([*flags, str(out)])
-        parts = chooser.randint(1, -(-number // infer.CHUNK))
+        parts = chooser.randint(1, -(-number // documents.CHUNK_SIZE))
         deadline = time.monotonic() + 60
         while not out.exists() and len(list(folder.glob("out*.parts/*[0-9]"))) < parts:
             assert time.monotonic() < deadline
@@ -256,22 +262,22 @@ def test_twenty_kills_lose_no_line(model, tmp_path):
 
 
 def test_finished_parts_are_not_tagged_again(model, tmp_path, monkeypatch):
-    name, out = big(tmp_path / "in.jsonl", 3 * infer.CHUNK), tmp_path / "out.jsonl"
+    name, out = big(tmp_path / "in.jsonl", 3 * documents.CHUNK_SIZE), tmp_path / "out.jsonl"
     tag(model, "--input_file", name, "--output_file", tmp_path / "whole.jsonl")
-    answers = infer.answer
+    tag_chunk = tag_files.tag_chunk
 
-    def full_disk(tagger, chunk, *rest):
-        if chunk[0][0] > infer.CHUNK:
+    def full_disk(job, chunk):
+        if chunk[0][0] > documents.CHUNK_SIZE:
             raise OSError(28, "No space left on device", str(out))
-        return answers(tagger, chunk, *rest)
+        return tag_chunk(job, chunk)
 
-    monkeypatch.setattr(infer, "answer", full_disk)
+    monkeypatch.setattr(tag_files, "tag_chunk", full_disk)
     with pytest.raises(SystemExit):
         tag(model, "--input_file", name, "--output_file", out)
     first = []
-    monkeypatch.setattr(infer, "answer", lambda t, chunk, *rest: first.append(chunk[0][0]) or answers(t, chunk, *rest))
+    monkeypatch.setattr(tag_files, "tag_chunk", lambda job, chunk: first.append(chunk[0][0]) or tag_chunk(job, chunk))
     tag(model, "--input_file", name, "--output_file", out)
-    assert first == [infer.CHUNK + 1, 2 * infer.CHUNK + 1]
+    assert first == [documents.CHUNK_SIZE + 1, 2 * documents.CHUNK_SIZE + 1]
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
@@ -280,7 +286,7 @@ def peak_of_tagging(model: str, name: Path, out: Path, peak) -> None:
 
     def fast(self, sentences):
         number = sum(map(len, sentences))
-        return np.eye(len(self.labels))[[0] * number], np.arange(number)
+        return np.eye(len(self.label_list))[[0] * number], np.arange(number)
 
     infer.Tagger.probabilities = fast
     tag(model, "--input_file", name, "--output_file", out)
@@ -330,7 +336,7 @@ def test_evaluation_repeats_trainings_last_one_at_any_batch_size_and_number_of_r
 
 def strip_scores(page: str) -> str:
     """Probabilities differ in their last digits from batch to batch."""
-    page = re.sub(r"<h2>Calibration.*?</table>", "", page)
+    page = re.sub(r"<h2>Calibration.*?</table>", "", page, flags=re.DOTALL)
     return re.sub(r'title="([a-z]+) [0-9.]+"', r'title="\1"', page)
 
 

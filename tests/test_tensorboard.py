@@ -13,7 +13,7 @@ from selenium.common.exceptions import WebDriverException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-import metrics
+from util import report
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,9 @@ def test_event_files_hold_what_was_measured(run_folder):
         assert {f"{split}/{name}" for name in ("f1", "precision", "recall", "loss", "f1/PER", "support/LOC")} <= scalars
     assert [event.step for event in events.Scalars("train/loss")] == [3, 6, 9, 12]
     assert events.Scalars("test/f1")[-1].value == pytest.approx(measured["test_f1"])
-    assert events.Tags()["images"] == ["eval/confusion"] and len(events.Images("eval/confusion")) == 2
+    tables = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("eval/confusion/text_summary")]
+    assert events.Tags()["images"] == [] and len(tables) == 2
+    assert all("| LOC |" in table and "| PER |" in table and "| --- |" in table for table in tables)
     text = events.Tensors("eval/sentences/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert "gold: " in text and "predicted: " in text and "**[" in text and ".txt:" in text
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
@@ -42,13 +44,26 @@ def test_event_files_hold_what_was_measured(run_folder):
     assert events.Scalars("final/eval_f1")[-1].value == pytest.approx(measured["eval_f1"])
 
 
-def test_the_confusion_image_is_darkest_where_most_are():
-    counts = np.array([[9, 1, 0], [0, 0, 5], [2, 2, 0]])
-    image = metrics.confusion_image(["LOC", "a-rather-long-name", "-"], counts).astype(int)
-    assert image.dtype == int and image.shape[2] == 3
-    left, height = image.shape[1] - 3 * 72, image.shape[0]
-    corner = [[image[32 + 36 * i, left + 72 * j + 2, 0] for j in range(3)] for i in range(3)]
-    assert corner[0][0] == 255 - 180 and corner[1][2] == 55 and corner[1][0] == 255 and height == 30 + 36 * 3
+class Tagged:
+    """What confusion_table needs of a Split, with spans in place of tags."""
+
+    tags = "gold"
+    types = ["LOC", "a-rather|long-name", "absent"]
+    gold = [(0, 2, 0), (2, 3, 0), (5, 6, 1), (7, 9, 1)]
+    predicted = [(0, 2, 0), (2, 3, 1), (5, 6, 1), (10, 11, 0)]
+
+    def spans(self, tags) -> tuple[np.ndarray, list[str]]:
+        return np.array(self.gold if tags == "gold" else self.predicted), self.types
+
+
+def test_the_confusion_table_counts_gold_in_rows_and_predicted_in_columns():
+    assert report.confusion_table(Tagged(), "predicted").splitlines() == [
+        "| gold / predicted | LOC | a-rather\\|long-name | - |",
+        "| --- | --- | --- | --- |",
+        "| LOC | 1 | 1 | 0 |",
+        "| a-rather\\|long-name | 0 | 1 | 1 |",
+        "| - | 1 | 0 | 0 |",
+    ]
 
 
 # All that is shown: older parts of the page are in shadow trees, which innerText leaves out.

@@ -57,14 +57,20 @@ class OneLineHelp(argparse.RawDescriptionHelpFormatter):
         return action.help + (" (%(default)s)" if has_default else "")
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class ArgumentParser(argparse.ArgumentParser):
+    """Raises ValueError for an unknown flag or an invalid value, instead of printing the usage."""
+
+    def error(self, message: str):
+        raise ValueError(message)
+
+
+def make_parser(description: str) -> ArgumentParser:
+    parser = ArgumentParser(
         description=description,
         formatter_class=OneLineHelp,
         usage=argparse.SUPPRESS,  # the description shows the commands
         allow_abbrev=False,
         add_help=False,
-        exit_on_error=False,
     )
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     return parser
@@ -73,17 +79,6 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 def add_switch(group, name: str, help: str) -> None:
     """A flag that is off by default: `--name`, `--name true` or, in a file of flags, `name: true`."""
     group.add_argument(name, type=boolean, nargs="?", const=True, default=False, help=help)
-
-
-def parse_flags(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parses flags. Raises ValueError for an unknown flag or an invalid value."""
-    try:
-        args, unknown = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from None
-    if unknown:
-        raise ValueError(f"unknown flag: {' '.join(unknown)}; --help lists the flags")
-    return args
 
 
 def expand_flag_file(argv: list[str]) -> list[str]:

@@ -41,8 +41,10 @@ def save_checkpoint(folder: str, model: nn.Module, optimizer: torch.optim.Optimi
 
     state: JSON-serializable, with "step" and "fingerprint". Raises OSError if the disk is full.
     """
-    tensors, values = _optimizer_state(model, optimizer)
+    # state_dict() comes first: it shards what FSDP left gathered after evaluation, so that the parameters are those
+    # that the optimizer knows.
     weights = gather_on_rank0(_saved_tensors(model))
+    tensors, values = _optimizer_state(model, optimizer)
     moments = gather_on_rank0(tensors)
     state = state | {"format": FORMAT, "optimizer": values}
     return on_rank0(_write_checkpoint, folder, weights, moments, state, limit)

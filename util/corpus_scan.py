@@ -22,7 +22,7 @@ from util.annotations import source_position
 from util.blocks import exit_with_parent
 from util.code_digest import code_digest
 from util.sources import cached
-from util.tag_schemes import SchemeEvidence, scheme_evidence
+from util.tag_schemes import SchemeEvidence, iob1_to_iob2, make_label_list, scheme_evidence
 
 LARGE = 100_000  # sentences above which passes use several processes
 PART_SIZE = 1_000_000  # rows that are cached together; an interrupted pass keeps its finished parts
@@ -91,6 +91,7 @@ class TagStatistics:
     """The tags of a split, and what its reader noted."""
 
     counts: dict[str, int] = field(default_factory=dict)  # tag -> words
+    counts_as_iob2: dict[str, int] = field(default_factory=dict)  # the same after a conversion from IOB1
     evidence: SchemeEvidence = field(default_factory=SchemeEvidence)
     notes: dict[str, tuple[int, list[str]]] = field(default_factory=dict)  # text -> (how often, first examples)
 
@@ -102,8 +103,10 @@ def tag_statistics(sentences: Dataset, source_name: str) -> TagStatistics:
     total = TagStatistics()
     for text in rows["statistics"]:
         row = json.loads(text)
-        for tag, count in row["counts"].items():
-            total.counts[tag] = total.counts.get(tag, 0) + count
+        for name in ("counts", "counts_as_iob2"):
+            counts = getattr(total, name)
+            for tag, count in row[name].items():
+                counts[tag] = counts.get(tag, 0) + count
         total.evidence = total.evidence + SchemeEvidence(**row["evidence"])
         for what, (count, examples) in row["notes"].items():
             before, shown = total.notes.get(what, (0, []))
@@ -118,13 +121,21 @@ def _scan_tags(table: pa.Table, first_row: int, source_name: str) -> pa.Table:
         words = words.combine_chunks()
     labels = words.dictionary.to_pylist()
     tags = words.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    counts = np.bincount(tags, minlength=len(labels))
+    labels_as_iob2 = make_label_list(set(labels))  # has a B-X for every I-X
+    tags_as_iob2 = np.array([labels_as_iob2.index(label) for label in labels], np.int64)[tags]
+    tags_as_iob2 = iob1_to_iob2(tags_as_iob2, lengths, labels_as_iob2)
     statistics = {
-        "counts": dict(zip(labels, counts.tolist())),
+        "counts": _count(tags, labels),
+        "counts_as_iob2": _count(tags_as_iob2, labels_as_iob2),
         "evidence": dataclasses.asdict(scheme_evidence(tags, lengths, labels)),
         "notes": _count_notes(table, first_row, source_name),
     }
     return pa.table({"statistics": [json.dumps(statistics)]})
+
+
+def _count(tags: np.ndarray, labels: list[str]) -> dict[str, int]:
+    counts = np.bincount(tags, minlength=len(labels)).tolist()
+    return {label: count for label, count in zip(labels, counts) if count > 0}
 
 
 def _count_notes(table: pa.Table, first_row: int, source_name: str) -> dict[str, tuple[int, list[str]]]:

@@ -144,16 +144,17 @@ def _unknown_share(split) -> float:
 # The report of `python data.py`
 
 
-def report(splits: dict, tokenizer, padding: dict[str, float], batch_size: int) -> str:
+def report(splits: dict, tokenizer, random_order, by_length) -> str:
     """Statistics of every split, the notes, and the first sentences of train above their tags and label ids.
 
-    padding: the share of padding in padded batches of batch_size sentences, by the order of the sentences.
+    random_order, by_length: data.EpochBatches of train, for the share of padding in padded batches.
     """
     lines, train = [], splits["train"]
     for name, split in splits.items():
         lines += [f"{name}: {split.name}", *_statistics(split)]
-    for order, share in padding.items():
-        lines.append(f"padding in training batches of {batch_size} {order}: {share:.1%}")
+    for batches, order in ((random_order, "in random order"), (by_length, "with --group_by_length")):
+        share = padding_share(train.windows.lengths, batches)
+        lines.append(f"padding in training batches of {batches.size} {order}: {share:.1%}")
     lines += [f"note: {note}" for note in checks(splits, tokenizer.model_max_length)]
     not_empty = (sentence for sentence in train.sentences if sentence["tokens"])
     for sentence in itertools.islice(not_empty, 2):

@@ -3,6 +3,7 @@
 import colorsys
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -86,6 +87,19 @@ def read_chunks(stream: Iterable[bytes], input_format: str) -> Iterator[list[Raw
         if not chunk:
             return
         yield chunk
+
+
+def chunks_of_texts(texts: list[str]) -> list[list[RawDocument]]:
+    """One chunk. Command-line arguments that are not UTF-8 become errors, as lines of a file do."""
+    encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+    return [[RawDocument(i, [text]) for i, text in enumerate(encoded, 1)]]
+
+
+def open_chunks(path: str) -> tuple[str, Iterator[list[RawDocument]]]:
+    """The format of a file, or of standard input for "-", and its chunks."""
+    stream = sys.stdin.buffer if path == "-" else open(path, "rb")
+    input_format = detect_format(path, stream.peek())
+    return input_format, read_chunks(stream, input_format)
 
 
 def parse_document(input_format: str, lines: list[bytes]) -> Document:

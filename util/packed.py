@@ -10,6 +10,7 @@ padded to the longest of the chunk; every other layer computes on T tokens.
 `sliding_window` and other arguments of the attention are those of transformers' AttentionInterface.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -271,7 +272,10 @@ def _try_packing(model: PreTrainedModel, lengths: np.ndarray) -> tuple[Packing |
     model.set_attn_implementation("packed_sdpa")
     num_heads = model.config.num_attention_heads
     plan, difference = plan_packing(lengths, num_heads), float("nan")
+    num_positions = getattr(model.config, "max_position_embeddings", None) or math.inf
     for first_position in (0, pad + 1):
+        if first_position > 0 and first_position + lengths.max() > num_positions:
+            break  # not RoBERTa, whose table of positions is longer than its longest input
         positions = torch.cat([torch.arange(length) for length in lengths.tolist()]) + first_position
         logits = model(input_ids=ids[None], position_ids=positions[None], packing_plan=plan).logits[0]
         if logits.shape == expected.shape:

@@ -26,6 +26,17 @@ from util.run_dir import atomic_write_text, first_difference, read_json
 from util.tag_schemes import entity_type
 
 
+def tagger_digest(tagger) -> str:
+    """SHA-256 of the weights, the labels and the tokenizer of an infer.Tagger."""
+    digest = hashlib.sha256()
+    for name, tensor in tagger.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    digest.update(repr(tagger.label_list).encode())
+    digest.update(tagger.tokenizer.backend_tokenizer.to_str().encode())
+    return digest.hexdigest()
+
+
 @dataclass
 class TagJob:
     """Which model tags what, and how the result is written."""

@@ -1,9 +1,10 @@
-"""What two hosts send each other a step, and what a slower link costs: network namespaces, as root.
+"""What two hosts send each other in a step, and the cost of a slower link: network namespaces, as root.
 
 python tests/benchmarks/hosts.py [--rates 10gbit 1gbit 200mbit] [flags of train.py]
 
-For each speed of the link (tc's names; "free" sets none): tokens a second of DDP and of --fsdp on two ranks of one
-thread each, and the bytes of a step, from two runs of different length, so that what is sent once falls out.
+For each speed of the link (in tc's notation; "free" sets no limit): tokens per second of DDP and of --fsdp on two
+ranks of one thread each, and the bytes that a step sends. The bytes are the difference of two runs of different
+length, so that what is sent once per run does not count.
 """
 
 import argparse
@@ -18,46 +19,55 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import test_hosts as hosts  # noqa: E402
 
-STEPS = 10, 30
+NUM_STEPS = 10, 30  # of the two runs
 TRAIN = str(hosts.ROOT / "train.py")
 
 
-def sent(name: str) -> int:
+def bytes_sent(host: str) -> int:
     """Bytes that left this host so far."""
     path = "/sys/class/net/card/statistics/tx_bytes"
-    return int(subprocess.check_output(["ip", "netns", "exec", name, "unshare", "--mount", "cat", path], text=True))
+    return int(subprocess.check_output(["ip", "netns", "exec", host, "unshare", "--mount", "cat", path], text=True))
 
 
-def measured(link, folder: Path, flags: list[str]) -> tuple[float, float]:
-    """Tokens a second of the longer run, and the bytes that each host sent a step."""
-    counts = []
-    for steps in STEPS:
-        before = [sent(name) for name in link]
-        command = hosts.torchrun(TRAIN, *flags, "--benchmark", steps)
-        done = hosts.finish(hosts.start(link, folder, *command), link, folder, 1000)
-        assert [code for code, _ in done] == [0, 0], done
-        counts.append(statistics.mean(sent(name) - b for name, b in zip(link, before)))
-        lines = [line for _, said in done for line in said.splitlines() if line.startswith("{")]
-    return json.loads(lines[-1])["tokens_per_second"], (counts[1] - counts[0]) / (STEPS[1] - STEPS[0])
+def limit_rate(host: str, rate: str) -> None:
+    limit = ["rate", rate, "burst", "256kb", "latency", "100ms"]
+    command = ["ip", "netns", "exec", host, "tc", "qdisc", "replace", "dev", "card", "root", "tbf", *limit]
+    subprocess.run(command, check=True)
+
+
+def measure(link, folder: Path, flags: list[str]) -> tuple[float, float]:
+    """Tokens per second of the longer run, and the bytes that each host sent per step."""
+    sent, figures = [], {}
+    for num_steps in NUM_STEPS:
+        before = [bytes_sent(host) for host in link]
+        command = hosts.torchrun(TRAIN, *flags, "--benchmark", num_steps)
+        outputs = hosts.finish(hosts.start(link, folder, *command), link, folder, 1000)
+        assert [code for code, _ in outputs] == [0, 0], outputs
+        sent.append(statistics.mean(bytes_sent(host) - start for host, start in zip(link, before)))
+        for _, output in outputs:
+            for line in output.splitlines():
+                if line.startswith("{"):
+                    figures = json.loads(line)
+    bytes_per_step = (sent[1] - sent[0]) / (NUM_STEPS[1] - NUM_STEPS[0])
+    return figures["tokens_per_second"], bytes_per_step
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rates", nargs="+", default=["free", "1gbit", "200mbit"])
     args, flags = parser.parse_known_args()
-    print("| link | DDP, tokens/s | MB sent a step and host | --fsdp, tokens/s | MB sent a step and host |")
+    print("| link | DDP, tokens/s | MB sent per step and host | --fsdp, tokens/s | MB sent per step and host |")
     print("| --- | --- | --- | --- | --- |")
     with hosts.two_hosts() as link, tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "shared").mkdir()
         for rate in args.rates:
-            for name in link if rate != "free" else []:
-                limit = ["rate", rate, "burst", "256kb", "latency", "100ms"]
-                command = ["ip", "netns", "exec", name, "tc", "qdisc", "replace", "dev", "card", "root", "tbf", *limit]
-                subprocess.run(command, check=True)
+            if rate != "free":
+                for host in link:
+                    limit_rate(host, rate)
             cells = []
-            for more in ([], ["--fsdp"]):
-                speed, size = measured(link, Path(folder), [*flags, *more])
-                cells.append(f"{speed:,.0f} | {size / 1e6:,.1f}")
+            for fsdp in ([], ["--fsdp"]):
+                tokens_per_second, bytes_per_step = measure(link, Path(folder), [*flags, *fsdp])
+                cells.append(f"{tokens_per_second:,.0f} | {bytes_per_step / 1e6:,.1f}")
             print(f"| {rate} | {' | '.join(cells)} |", flush=True)
 
 

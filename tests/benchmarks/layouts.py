@@ -1,9 +1,9 @@
-"""One optimizer step on the same 8 sentences, laid out in four ways: the loss and gradient norm that each one reports.
+"""Loss and gradient norm of one optimizer step on the same 8 sentences, in four parallel configurations.
 
 python tests/benchmarks/layouts.py
 
-transformers.Trainer's grow with accumulation and ranks (huggingface/transformers#47688); ours do not. Dropout is off,
-the encoder small with random weights, fp32 on a CPU.
+Those of transformers.Trainer grow with accumulation and ranks (huggingface/transformers#47688), ours do not. The
+encoder is small, with random weights and without dropout; fp32 on a CPU.
 """
 
 import json
@@ -12,21 +12,35 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent.parent)]
 
-import conftest  # noqa: E402, I001 - first: it takes caches of its own
+import conftest  # noqa: E402, I001 - first: it sets caches of its own
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
 import data  # noqa: E402
+from util.distributed import quiet  # noqa: E402
 
-LAYOUTS = {"1 x 8": (8, 1, 1), "1 x (2 x 4)": (4, 2, 1), "1 x (4 x 2)": (2, 4, 1), "2 x 4": (4, 1, 2)}
+
+class Configuration(NamedTuple):
+    batch_size: int  # per device
+    accumulation: int
+    ranks: int
+
+
+CONFIGURATIONS = {
+    "1 x 8": Configuration(8, 1, 1),
+    "1 x (2 x 4)": Configuration(4, 2, 1),
+    "1 x (4 x 2)": Configuration(2, 4, 1),
+    "2 x 4": Configuration(4, 1, 2),
+}
 
 
 def prepare(folder: Path) -> None:
-    """8 sentences, and an encoder without dropout."""
+    """Writes 8 sentences, and an encoder without dropout."""
     sentences = conftest.read(conftest.ROOT / "samples" / "train.conll")[:8]
     conftest.write_conll(folder / "train.conll", sentences)
     tokenizer = conftest.word_piece()
@@ -38,6 +52,10 @@ def prepare(folder: Path) -> None:
     tokenizer.save_pretrained(folder / "encoder")
 
 
+def data_flags(folder: Path) -> list[str]:
+    return ["--train_file", str(folder / "train.conll"), "--model_name_or_path", str(folder / "encoder")]
+
+
 def run(command: list, ranks: int) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     done = subprocess.run([sys.executable, *launch, *map(str, command)], cwd=conftest.ROOT, capture_output=True)
@@ -45,35 +63,48 @@ def run(command: list, ranks: int) -> None:
         sys.exit(done.stderr.decode())
 
 
-def ours(folder: Path, layout: str) -> tuple[float, float]:
-    batch, accumulation, ranks = LAYOUTS[layout]
-    out = folder / f"ours {layout}"
-    flags = ["--train_file", folder / "train.conll", "--model_name_or_path", folder / "encoder", "--max_steps", 1]
-    flags += ["--per_device_train_batch_size", batch, "--gradient_accumulation_steps", accumulation]
-    run(["train.py", *flags, "--precision", "fp32", "--logging_steps", 1, "--output_dir", out], ranks)
+def run_ours(folder: Path, name: str) -> tuple[float, float]:
+    configuration, out = CONFIGURATIONS[name], folder / f"ours {name}"
+    flags = ["--per_device_train_batch_size", configuration.batch_size]
+    flags += ["--gradient_accumulation_steps", configuration.accumulation]
+    flags += ["--max_steps", 1, "--precision", "fp32", "--logging_steps", 1, "--output_dir", out]
+    run(["train.py", *data_flags(folder), *flags], configuration.ranks)
     events = EventAccumulator(str(out / "runs")).Reload()
     return events.Scalars("train/loss")[0].value, events.Scalars("train/grad_norm")[0].value
 
 
-def trainers(folder: Path, layout: str) -> tuple[float, float]:
-    out = folder / f"Trainer {layout}"
-    run([__file__, folder, layout, out], LAYOUTS[layout][2])
-    return tuple(json.loads((out / "log.json").read_text()))
+def run_trainer(folder: Path, name: str) -> tuple[float, float]:
+    out = folder / f"Trainer {name}"
+    run([__file__, folder, name, out], CONFIGURATIONS[name].ranks)
+    loss, grad_norm = json.loads((out / "log.json").read_text())
+    return loss, grad_norm
 
 
-def train_with_trainer(folder: Path, layout: str, out: Path) -> None:
-    """What run_ner.py does with these sentences, one step."""
-    batch, accumulation, _ = LAYOUTS[layout]
-    tokenizer = data.load_tokenizer(str(folder / "encoder"))
-    splits, labels = conftest.load(str(folder / "encoder"), size=128, train_file=str(folder / "train.conll"))
-    rows = [splits["train"].rows[i] for i in range(8)]
-    features = [{"input_ids": ids.tolist(), "labels": tags.tolist()} for ids, tags in rows]
+def train_with_trainer(folder: Path, name: str, out: Path) -> None:
+    """One step of what run_ner.py does with these sentences."""
+    _, tokenizer, splits = data.load(data.get_args(data_flags(folder)), log=lambda *_: None)
+    train_set = splits["train"]
+    features = []
+    for row in range(8):
+        window = train_set.windows[row]
+        features.append({"input_ids": window["input_ids"].tolist(), "labels": window["labels"].tolist()})
     torch.manual_seed(42)
-    model = transformers.AutoModelForTokenClassification.from_pretrained(folder / "encoder", num_labels=len(labels))
+    model = transformers.AutoModelForTokenClassification.from_pretrained(
+        folder / "encoder", num_labels=len(train_set.label_list)
+    )
+    configuration = CONFIGURATIONS[name]
     arguments = transformers.TrainingArguments(
-        str(out), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_steps=1,
-        logging_steps=1, max_grad_norm=1e9, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
-    )  # fmt: skip
+        str(out),
+        per_device_train_batch_size=configuration.batch_size,
+        gradient_accumulation_steps=configuration.accumulation,
+        max_steps=1,
+        logging_steps=1,
+        max_grad_norm=1e9,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
     trainer = transformers.Trainer(
         model, arguments, transformers.DataCollatorForTokenClassification(tokenizer), train_dataset=features
     )
@@ -85,14 +116,16 @@ def train_with_trainer(folder: Path, layout: str, out: Path) -> None:
 
 
 def main() -> None:
+    quiet(progress=False)
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {os.cpu_count()} CPU cores")
-    print("ranks x (accumulated x batch)    Trainer: loss  gradient   ours: loss  gradient")
+    print("ranks x (accumulation x batch)   Trainer: loss  gradient   ours: loss  gradient")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
-        for layout in LAYOUTS:
-            (loss, gradient), (our_loss, our_gradient) = trainers(folder, layout), ours(folder, layout)
-            print(f"{layout:30}  {loss:14.4f} {gradient:9.4f}  {our_loss:11.4f} {our_gradient:9.4f}")
+        for name in CONFIGURATIONS:
+            loss, grad_norm = run_trainer(folder, name)
+            our_loss, our_grad_norm = run_ours(folder, name)
+            print(f"{name:30}  {loss:14.4f} {grad_norm:9.4f}  {our_loss:11.4f} {our_grad_norm:9.4f}")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Texts a second: infer.Tagger beside transformers' token-classification pipeline, on one machine in one run.
+"""Texts per second: infer.Tagger beside transformers' token-classification pipeline, on one machine in one run.
 
 python tests/benchmarks/tagging.py outputs            # 5,000 texts of 1 to 8 sentences made of samples/
 python tests/benchmarks/tagging.py outputs --input_file texts.txt --repeat 3
 
-They take turns; the medians count. The pipeline runs in fp32, its default, at batch size 1 and at the best of several.
-Both answer with the strategy `first`; the texts on which their entities differ are counted.
+They run in turns, and the medians count. The pipeline runs in fp32, its default, at batch size 1 and at the best of
+several. Both use the strategy `first`. The texts on which their entities differ are counted.
 """
 
 import argparse
-import functools
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -21,19 +21,33 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-import data  # noqa: E402
 import infer  # noqa: E402
+from util.annotations import Columns  # noqa: E402
+from util.distributed import quiet  # noqa: E402
+from util.sources import SPLITS, read_file  # noqa: E402
+from util.throughput import device_name  # noqa: E402
+from util.tokenizer import load_tokenizer  # noqa: E402
+
+BATCH_SIZES = (4, 8, 16, 32, 64)  # of the pipeline
+NUM_TRIAL_TEXTS = 640  # that choose one of them
 
 
 def make_texts(number: int) -> list[str]:
-    """Sentences of samples/, most texts short, some long, punctuation set as in running text."""
-    random, words, sentences = np.random.default_rng(0), [], []
-    for split in ("train", "validation", "test"):
-        for _, record in data.read_conll(str(ROOT / "samples" / f"{split}.conll")):
-            words = " ".join(record["tokens"][:60])
-            sentences.append(words.replace(" .", ".").replace(" ,", ","))
+    """Sentences of samples/ joined to texts, most short, some long, with punctuation set as in running text."""
+    random, sentences = np.random.default_rng(0), []
+    for split in SPLITS:
+        dataset, _ = read_file(str(ROOT / "samples" / f"{split}.conll"), Columns())
+        for words in dataset["tokens"]:
+            sentences.append(" ".join(words[:60]).replace(" .", ".").replace(" ,", ","))
     lengths = np.minimum(8, random.geometric(0.5, number))
     return [" ".join(random.choice(sentences, n)) for n in lengths]
+
+
+def measure(function: Callable, texts: list[str]) -> tuple[float, list]:
+    """Texts per second, and the entities of every text."""
+    start = time.perf_counter()
+    entities = function(texts)
+    return len(texts) / (time.perf_counter() - start), entities
 
 
 def main() -> None:
@@ -43,48 +57,47 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=5000)
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
-    data.quiet(progress=False)
+    quiet(progress=False)
     texts = Path(args.input_file).read_text("utf-8").splitlines() if args.input_file else make_texts(args.number)
-    tokenizer = data.load_tokenizer(args.model)
+    tokenizer = load_tokenizer(args.model)
     pipe = transformers.pipeline(
         "token-classification", args.model, aggregation_strategy="first", dtype=torch.float32, stride=64
     )
-    taggers = {p: infer.Tagger(args.model, precision=p) for p in ("auto", "fp32")}
+    default, fp32 = infer.Tagger(args.model), infer.Tagger(args.model, precision="fp32")
 
-    def timed(function, number: int) -> tuple[float, list]:
-        start = time.perf_counter()
-        found = function()
-        return number / (time.perf_counter() - start), found
-
-    sizes = {size: timed(functools.partial(pipe, texts[:640], batch_size=size), 640)[0] for size in (4, 8, 16, 32, 64)}
-    best = max(sizes, key=sizes.get)
-    print("pipeline over 640 texts:", ", ".join(f"batch {size} {rate:,.0f}/s" for size, rate in sizes.items()))
+    trial = {}
+    for size in BATCH_SIZES:
+        trial[size], _ = measure(lambda texts, size=size: pipe(texts, batch_size=size), texts[:NUM_TRIAL_TEXTS])
+    best = max(trial, key=trial.get)
+    shown = ", ".join(f"batch {size} {rate:,.0f}/s" for size, rate in trial.items())
+    print(f"pipeline over {NUM_TRIAL_TEXTS} texts: {shown}")
     contestants = {
-        "nanotagger, default": lambda: taggers["auto"](texts, "first"),
-        "nanotagger, --precision fp32": lambda: taggers["fp32"](texts, "first"),
-        "pipeline, batch size 1 (its default)": lambda: pipe(texts, batch_size=1),
-        f"pipeline at its best, batch size {best}": lambda: pipe(texts, batch_size=best),
+        "nanotagger, default": lambda texts: default(texts, "first"),
+        "nanotagger, --precision fp32": lambda texts: fp32(texts, "first"),
+        "pipeline, batch size 1 (its default)": lambda texts: pipe(texts, batch_size=1),
+        f"pipeline at its best, batch size {best}": lambda texts: pipe(texts, batch_size=best),
     }
-    rates, entities = {name: [] for name in contestants}, {}
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    spans = {}  # name -> of every text (type, start, end) of its entities
     for _ in range(args.repeat):
         for name, function in contestants.items():
-            rate, found = timed(function, len(texts))
+            rate, entities = measure(function, texts)
             rates[name].append(rate)
-            entities[name] = [[(e["entity_group"], e["start"], e["end"]) for e in text] for text in found]
+            spans[name] = [[(e["entity_group"], e["start"], e["end"]) for e in found] for found in entities]
+
     subwords = [len(ids) for ids in tokenizer(texts)["input_ids"]]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} cores"
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(
         f"\n{len(texts):,} texts, {sum(subwords):,} subwords, {min(subwords)} to {max(subwords)} each; "
-        f"{device}, {versions}"
+        f"{device_name(default.device)}, {versions}"
     )
-    ours = statistics.median(rates["nanotagger, default"])
     print("\n|  | texts/s, median | lowest to highest | nanotagger, default: times | other entities |")
     print("| --- | --- | --- | --- | --- |")
-    for name, found in rates.items():
-        differ = sum(a != b for a, b in zip(entities[name], entities["nanotagger, --precision fp32"]))
-        middle, spread = statistics.median(found), f"{min(found):,.0f} to {max(found):,.0f}"
-        print(f"| {name} | {middle:,.0f} | {spread} | {ours / middle:.2f} | in {differ} texts |")
+    ours = statistics.median(rates["nanotagger, default"])
+    for name, values in rates.items():
+        median, spread = statistics.median(values), f"{min(values):,.0f} to {max(values):,.0f}"
+        num_different = sum(a != b for a, b in zip(spans[name], spans["nanotagger, --precision fp32"]))
+        print(f"| {name} | {median:,.0f} | {spread} | {ours / median:.2f} | in {num_different} texts |")
 
 
 if __name__ == "__main__":
