@@ -45,6 +45,8 @@ from util.tokenizer import encode, load_encoder, special_tokens
 from util.windows import Windows
 
 IGNORED = -100  # the label of a position that counts neither in the loss nor in the scores
+TOKEN_COLUMNS = ("input_ids", "labels")  # a second label column is named here and filled in tokenize_batch
+SENTENCE_COLUMNS = ("subwords", "unknown_words", "dropped_words", "truncated_words")
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Flags of the data, to which train.py adds its own. Names are those of run_ner.py and TrainingArguments.
@@ -66,7 +68,12 @@ def add_data_flags(parser: argparse.ArgumentParser) -> dict[str, argparse._Argum
     add_switch(groups["data"], "--widen_spans", "widen spans that cut a word to the whole word; else an error")
     add_switch(groups["data"], "--label_all_tokens", "train on all subwords of a word, not only the first")
     add("--max_seq_length", type=arguments.positive_int, help="subwords in a window (the encoder's limit)")
-    add("--stride", type=arguments.non_negative_int, default=64, help="subwords by which windows of a sentence overlap")
+    add(
+        "--stride",
+        type=arguments.non_negative_int,
+        default=64,
+        help="overlap of the windows of a sentence, in subwords",
+    )
     groups["model"].add_argument("--model_name_or_path", help="Hub id or folder (the packaged MiniLM)")
     add = groups["optimization"].add_argument
     add("--per_device_train_batch_size", type=arguments.positive_int, default=16, help="sentences")
@@ -101,20 +108,21 @@ def windows(word_ids: np.ndarray, size: int, stride: int) -> list[Window]:
     the one that shows more context around it. A word of more than `size` subwords keeps its first ones.
 
     Example: six words of one subword each, size 4, stride 2. The windows read the words 0-3 and 2-5. In the overlap,
-    word 2 has one subword behind it in the first window and none before it in the second: the first labels it.
-    Word 3 has none behind it and one before it: the second labels it. So the windows label 0-2 and 3-5.
+    word 2 has one subword after it in the first window and none before it in the second: the first labels it.
+    Word 3 has none after it and one before it: the second labels it. So the windows label 0-2 and 3-5.
     """
     if len(word_ids) == 0:
         return []
     if len(word_ids) <= size:
         return [Window(0, len(word_ids), 0, int(word_ids[-1]) + 1)]
-    # starts[i]: the first subword of word i; the last entry is the number of subwords.
+    # starts[i]: the first subword of word i (encode() gives every word one); the last entry is the number of subwords.
     starts = np.append(np.flatnonzero(np.diff(word_ids, prepend=-1)), len(word_ids))  # [words + 1]
     num_words = len(starts) - 1
     stride = min(stride, size // 2)
 
     spans, begin = [], 0  # the words that each window reads
     while True:
+        # The first word that does not fit as a whole. A window takes at least one word.
         end = max(begin + 1, int(np.searchsorted(starts, starts[begin] + size, side="right")) - 1)
         spans.append((begin, end))
         if end == num_words:
@@ -126,7 +134,7 @@ def windows(word_ids: np.ndarray, size: int, stride: int) -> list[Window]:
 
     borders = [0]  # the first word that each window labels
     for (_, end), (begin, _) in itertools.pairwise(spans):
-        word = begin
+        word = begin  # the first word with more context before it in the next window than after it in this one
         while word < end and starts[word] - starts[begin] <= starts[end] - starts[word + 1]:
             word += 1
         borders.append(word)
@@ -201,10 +209,10 @@ def tokenize(
 def tokenize_batch(
     table: pa.Table, first_row: int, tokenizer, label_list, special, size: int, stride: int, iob1: bool, continuation
 ) -> pa.Table:
-    """A batch of sentences {"tokens", "tags"} -> their windows, one a row.
+    """A batch of sentences {"tokens", "tags"} -> their windows, one per row.
 
-    List columns of the result hold one value a subword: "input_ids", "labels", and any other that is added here.
-    The other columns describe the whole sentence and stand in its first window, with 0 or nothing in further windows:
+    List columns of the result hold one value per subword: "input_ids", "labels", and any other that is added here.
+    The other columns describe the whole sentence. Its first window has them, further windows have 0 or an empty list:
     "subwords", "unknown_words" (with a subword that the tokenizer does not know), "dropped_words" (indices of the
     words that the tokenizer drops), "truncated_words" (longer than a window).
     """
@@ -231,13 +239,10 @@ def tokenize_batch(
             columns["labels"].append(align(word_ids, sentence_tags, continuation))
             for name, value in of_sentence.items():
                 columns[name].append(value)
+            # Counted once, in the first window of the sentence.
             of_sentence = {"subwords": 0, "unknown_words": 0, "dropped_words": [], "truncated_words": 0}
     columns["num_labels"] = [np.count_nonzero(labels != IGNORED) for labels in columns["labels"]]
     return pa.table({name: _arrow_column(name, values) for name, values in columns.items()})
-
-
-TOKEN_COLUMNS = ("input_ids", "labels")  # a second label column is named here and filled in tokenize_batch
-SENTENCE_COLUMNS = ("subwords", "unknown_words", "dropped_words", "truncated_words")
 
 
 def _arrow_column(name: str, values: list) -> pa.Array:
@@ -245,7 +250,7 @@ def _arrow_column(name: str, values: list) -> pa.Array:
     if name not in (*TOKEN_COLUMNS, "dropped_words"):
         return pa.array(values, pa.int32())
     offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, np.concatenate([*values, []]).astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, np.concatenate([*values, np.empty(0, np.int32)]).astype(np.int32))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -276,7 +281,7 @@ def split_labels(batch: dict) -> tuple[dict, dict]:
 
 
 class EpochBatches:
-    """The rows of every optimizer step of an epoch: [step] -> [size] row numbers, fewer in the last step.
+    """The rows of every optimizer step of an epoch: [step] -> [size] row numbers, fewer in one step.
 
     A function of the arguments alone: ranks, accumulation and earlier steps have no influence. With group_by_length,
     rows are sorted by length within random pools of 50 batches, and the batches are shuffled.
@@ -340,17 +345,17 @@ def make_split(
     if iob1:
         scheme, counts = "IOB2", tags.counts_as_iob2
         notes.append(Note(tags.evidence.bad_starts, "IOB1 tags converted to IOB2", []))
-    windows = tokenize(sentences, label_list, tokenizer, stride, iob1, label_all_tokens)
-    statistics = window_statistics(windows.dataset)
+    tokenized = tokenize(sentences, label_list, tokenizer, stride, iob1, label_all_tokens)
+    statistics = window_statistics(tokenized.dataset)
     split = Split(
         name, sentences, label_list, scheme, iob1, num_violations, first_violations,
         label_counts=np.array([counts.get(label, 0) for label in label_list]),
-        windows=windows,
+        windows=tokenized,
         fingerprint=hashlib.sha256(f"{label_list} {statistics.checksum}".encode()).hexdigest(),
         token_ids=statistics.token_ids,
         notes=notes,
     )  # fmt: skip
-    num_labels = int(windows.num_labels.sum(dtype=np.int64))
+    num_labels = int(tokenized.num_labels.sum(dtype=np.int64))
     assert label_all_tokens or num_labels == split.num_words, (name, num_labels, split.num_words)
     return split
 
@@ -391,12 +396,6 @@ def load(args: argparse.Namespace, log) -> tuple[str, PreTrainedTokenizerFast, d
     seconds, total = time.perf_counter() - start, sum(split.num_sentences for split in splits.values())
     log(f"{total:,} sentences ready in {seconds:.1f} s: {total / seconds:,.0f} sentences/s")
     return encoder_name, tokenizer, splits
-
-
-def fingerprint(splits: dict[str, Split]) -> dict:
-    """What identifies the data of a run: labels, and a checksum of every split."""
-    checksums = {f"{name} data": split.fingerprint for name, split in splits.items()}
-    return {"label list": splits["train"].label_list} | checksums
 
 
 @exit_on_error

@@ -37,7 +37,6 @@ from util.tag_schemes import entity_spans, entity_type, prefix
 from util.tokenizer import encode, load_tokenizer, max_length, special_tokens, subword_offsets
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 # ---------------------------------------------------------------------------------------------------------
 # Documents -> entities
@@ -299,7 +298,7 @@ def main() -> None:
     args = get_args()
     tagger = Tagger(args.model, args.batch_size, args.stride, args.precision)
     if ranks.world_size > 1:
-        join_process_group("gloo", ranks, COLLECTIVE_TIMEOUT)
+        join_process_group("gloo", ranks, timedelta(minutes=30))
     if args.evaluate:
         evaluate(tagger, args, ranks)
         return
@@ -310,8 +309,8 @@ def main() -> None:
         input_format, chunks = documents.open_chunks(args.input_file)
     on_terminal = sys.stdout.isatty() and not args.output_file
     job = TagJob(
-        tagger, args.aggregation_strategy, args.input_file or "text", input_format, args.format, args.skip_bad_lines,
-        on_terminal,
+        tagger, args.aggregation_strategy, args.input_file or "text", input_format,
+        args.format, args.skip_bad_lines, on_terminal,
     )  # fmt: skip
     if not args.output_file:
         tag_stream(job, chunks)

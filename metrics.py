@@ -29,7 +29,7 @@ def decode(logits: torch.Tensor, labels: torch.Tensor, token_loss) -> tuple[torc
 
 
 def has_near_tie(logits: torch.Tensor) -> torch.Tensor:
-    """16-bit logits [B, L, C] -> [B, L], True where rounding can exchange the best two labels."""
+    """16-bit logits [B, L, C] -> [B, L], True where rounding may swap the two best labels: 4 bf16 spacings (2^-8)."""
     logits = logits.float()
     best = logits.topk(min(2, logits.shape[-1]), -1).values
     return best[..., 0] - best[..., -1] <= 2**-6 * logits.abs().amax(-1)
@@ -69,8 +69,9 @@ def predict(
         # One integer tensor for one collective: the bits of fp32 numbers are stored as int32.
         columns = [positions, predicted.int(), probabilities.view(torch.int32), losses.view(torch.int32)]
         words.append(torch.stack(columns, dim=1))
-    held = [sum(windows.num_labels[rows].sum() for rows in batches[r::world_size]) for r in range(world_size)]
-    gathered = gather(torch.cat(words).to(model.device), longest=int(max(held)))
+    # Every rank counts the words of all ranks: gather needs the largest number, without another collective.
+    words_per_rank = [sum(windows.num_labels[rows].sum() for rows in batches[r::world_size]) for r in range(world_size)]
+    gathered = gather(torch.cat(words).to(model.device), longest=int(max(words_per_rank)))
     return in_file_order(gathered, int(windows.num_labels.sum())) if rank == 0 else None
 
 
@@ -78,7 +79,7 @@ def gather(words: torch.Tensor, longest: int) -> torch.Tensor:
     """words [n, K] int32 of each rank -> on rank 0 those of all ranks [N, K], on other ranks an empty tensor.
 
     A collective moves tensors of one shape. Every rank pads its rows with -100 to `longest`, the most that any rank
-    holds, which every rank can count by itself. The first column of a word is never negative: padding is removed by it.
+    holds. The first column of a word is never negative, so rows with a negative first column are padding.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return words
@@ -94,8 +95,10 @@ def gather(words: torch.Tensor, longest: int) -> torch.Tensor:
 
 
 def in_file_order(words: torch.Tensor, num_words: int) -> tuple[np.ndarray, ...]:
-    """words [W, 4] int32 in any order (position in the file, predicted id, bits of two fp32 numbers) -> [W] each of
-    the last three in the order of the file. Asserts that every word occurs exactly once."""
+    """Sorts words [W, 4] int32 (position in the file, predicted id, bits of two fp32 numbers) by their position.
+
+    Returns predicted ids, probabilities and losses [W]. Asserts that every word occurs exactly once.
+    """
     position, predicted, probability, loss = words.cpu().T.contiguous()
     times = np.bincount(position.numpy(), minlength=num_words)
     wrong = np.count_nonzero(times != 1)
@@ -113,7 +116,7 @@ STRICT_SCHEMES = {"IOB2": IOB2, "BIOES": IOBES, "BILOU": BILOU}
 
 def check_strict(label_list: list[str], scheme: str | None) -> None:
     """Raises ValueError where seqeval's strict mode would reject a label during training."""
-    letters = "" if scheme is None else scheme.replace("IOB2", "BIO") + "O"
+    letters = {"IOB2": "BIO", "BIOES": "BIOES", "BILOU": "BILOU"}.get(scheme or "", "")
     for label in label_list:
         if label[0] not in letters:
             known = scheme or "IOB2, BIOES or BILOU"
@@ -127,19 +130,19 @@ def score(
     """gold [W] and predicted [W] label ids, words per sentence [S] -> precision, recall, f1, accuracy, words,
     per_entity (type -> precision, recall, f1, support).
 
-    Entities are those of seqeval's default mode, which is conlleval's, or of its strict mode. Plain tags (scheme None)
-    are scored tag by tag, with the macro average as overall score: seqeval would take them for entities and read NOUN
-    as OUN. A number that is added to the result appears in the log, TensorBoard and all_results.json.
+    Entities are those of seqeval's default mode, the same as conlleval's, or of its strict mode. Plain tags (scheme
+    None) are scored tag by tag, with the macro average as overall score: seqeval would read NOUN as the prefix N and
+    the type OUN. A number that is added to the result appears in TensorBoard and all_results.json.
     """
     scores = {"accuracy": float((gold == predicted).mean()), "words": len(gold)}
     if scheme:
         # The default mode knows IOB and BIOES. BILOU is BIOES with L for E and U for S.
-        letters = {} if strict else {"L": "E", "U": "S"}
-        names = np.array([letters.get(label[0], label[0]) + label[1:] for label in label_list], dtype=object)
+        renamed = {} if strict else {"L": "E", "U": "S"}
+        names = np.array([renamed.get(label[0], label[0]) + label[1:] for label in label_list], dtype=object)
         ends = np.cumsum(lengths)[:-1]
         sentences = [[part.tolist() for part in np.split(names[ids], ends)] for ids in (gold, predicted)]
         mode = {"mode": "strict", "scheme": STRICT_SCHEMES[scheme]} if strict else {}
-        with warnings.catch_warnings(action="ignore"):  # seqeval's averages where a split has no entity
+        with warnings.catch_warnings(action="ignore"):  # seqeval warns if a split has no entities
             report = classification_report(*sentences, output_dict=True, zero_division=0, **mode)
         for row in report.values():
             row["f1"] = row.pop("f1-score")

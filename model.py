@@ -30,7 +30,7 @@ from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_ran
 def from_pretrained(name: str | None, config=None, **options) -> PreTrainedModel:
     """A folder or a Hub id -> the model in fp32. None -> random weights, or none under `torch.device("meta")`.
 
-    transformers 5 would keep the dtype of the file. AdamW needs fp32 weights, and autocast computes in 16 bits.
+    By default transformers 5 uses the dtype of the file. AdamW needs fp32 weights, and autocast computes in 16 bits.
     """
     options |= {"config": config, "dtype": torch.float32}
     if name is None:
@@ -46,8 +46,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The encoder `name` (a folder or a Hub id) with a head of one logit a label.
 
-    A head that was trained for the same labels in the same order is kept. Any other head is initialized anew, also
-    if its size fits, since its rows would mean other labels. load_weights=False: on the meta device.
+    A head that was trained for the same labels in the same order is kept. Any other head is reinitialized, even if
+    its size matches, since its rows would mean other labels. load_weights=False: on the meta device.
     """
     saved = AutoConfig.from_pretrained(name)
     config = AutoConfig.from_pretrained(
@@ -76,7 +76,9 @@ def load_model(
 
 
 def token_loss(logits: torch.Tensor, labels: torch.Tensor, reduction: str = "sum") -> torch.Tensor:
-    """logits [..., C], labels [...] -> the cross-entropy of the tokens with a label, or [N] for reduction="none".
+    """logits [..., C], labels [...] -> the summed cross-entropy of the labels that are not -100.
+
+    With reduction="none": the losses of all positions, 0 where the label is -100.
 
     The only definition of the loss: training minimizes it, evaluation reports its mean.
     """
@@ -114,7 +116,7 @@ def unreached_parameters(model: PreTrainedModel, autocast) -> list[str]:
 
 
 def freeze_unreached_parameters(model: PreTrainedModel, autocast, log) -> None:
-    """Freezes them, since DDP would wait for their gradients.
+    """Freezes the encoder's parameters that no logit depends on, since DDP would wait for their gradients.
 
     Parameters outside the encoder are not frozen: a head that is attached for an auxiliary loss is to be trained,
     although no logit depends on it.
@@ -168,7 +170,7 @@ def shard(model: PreTrainedModel, precision: str, device: torch.device) -> None:
     }
     # The encoder's layers are the module list with the most parameters.
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    layers = max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()), default=[])
+    layers = max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()), default=[])
     for layer in layers:
         fully_shard(layer, **options)
     fully_shard(model, **options)
@@ -191,14 +193,19 @@ def sync_gradients(model: nn.Module, enabled: bool) -> None:
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """On rank 0 what save_pretrained expects, under the names of the unmodified architecture; {} on other ranks."""
     weights = merge_embeddings(model, gather_on_rank0(model.state_dict()))
-    storages = {}  # a tied weight is saved once
+    first_names: dict = {}  # of tensors that share memory: a tied weight is saved once
     for name, tensor in weights.items():
-        storages.setdefault((tensor.data_ptr(), tensor.shape), name)
-    return {name: weights[name] for name in storages.values()}
+        first_names.setdefault((tensor.data_ptr(), tensor.shape), name)
+    return {name: weights[name] for name in first_names.values()}
 
 
-def save_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], tokenizer, folder: str) -> None:
-    """Writes config.json, model.safetensors and the tokenizer's files, each replaced as a whole."""
+def save_model(model: PreTrainedModel, tokenizer, folder: str) -> None:
+    """Writes config.json, model.safetensors and the tokenizer's files. All ranks call it; rank 0 writes."""
+    on_rank0(_write_model, model, full_state_dict(model), tokenizer, folder)
+
+
+def _write_model(model: PreTrainedModel, weights: dict[str, torch.Tensor], tokenizer, folder: str) -> None:
+    """Every file is replaced as a whole: the folder can be loaded at any time."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as tmp_dir:
         model.save_pretrained(tmp_dir, state_dict=weights)
         tokenizer.save_pretrained(tmp_dir)
@@ -221,5 +228,6 @@ def load_best(folder: str, model: PreTrainedModel, precision: str) -> PreTrained
         shard(best, precision, model.device)
     else:
         best.to(model.device)
-        send_from_rank0(parameters_and_buffers(best), parameters_and_buffers(best))
+        tensors = parameters_and_buffers(best)
+        send_from_rank0(tensors, tensors)  # from rank 0 to the same tensors of the others
     return best

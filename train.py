@@ -3,7 +3,7 @@
 python train.py                                                     # samples/ and MiniLM, on a CPU, without network
 python train.py --train_file train.conll --validation_file dev.conll --model_name_or_path bert-base-cased
 torchrun --nproc-per-node=8 train.py --dataset_name conll2003 --model_name_or_path bert-base-cased
-python train.py run.yaml --learning_rate 3e-5                       # a file of flags; the flags behind it win
+python train.py run.yaml --learning_rate 3e-5                       # flags from a file; flags after it override it
 """
 
 import argparse
@@ -29,7 +29,7 @@ from util import arguments, data_report, hub, report, run_dir, throughput
 from util.arguments import add_switch
 from util.checkpoint import find_run, load_checkpoint, save_checkpoint
 from util.code_digest import project_code_digest, warn_of_other_code
-from util.distributed import StopSignal, exit_on_error, get_ranks, on_rank0, quiet, start_process_group
+from util.distributed import StopSignal, broadcast, exit_on_error, get_ranks, on_rank0, quiet, start_process_group
 from util.fast_dropout import keep_freed_memory, use_fast_dropout
 from util.nonfinite import NonFiniteGuard
 from util.packed import choose_packing, packed_collate
@@ -37,12 +37,13 @@ from util.partial_embedding import train_used_embeddings
 from util.plan import make_plan
 from util.run_ner_flags import translate
 from util.sharding import full_tensor
+from util.split import fingerprint_of
 from util.step_meter import StepMeter
 from util.tensorboard_log import log_hparams, open_writer
 
-BENCHMARK_WARMUP_STEPS = 10  # not counted in the figures of --benchmark
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the other ranks wait while rank 0 saves or scores
-CODE_DIGEST = project_code_digest()  # at the start: the files may be edited while a run trains
+BENCHMARK_WARMUP_STEPS = 10  # excluded from the figures of --benchmark
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # other ranks wait while rank 0 saves a checkpoint or computes scores
+CODE_DIGEST = project_code_digest()  # computed at import: the files may be edited during training
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Flags, besides those of the data (data.py)
@@ -55,21 +56,26 @@ def make_train_parser() -> argparse.ArgumentParser:
     add_switch(groups["model"], "--gradient_checkpointing", "less memory, more time")
 
     add = groups["optimization"].add_argument
-    add("--num_train_epochs", type=arguments.positive_float, default=3.0, help="epochs")
+    add("--num_train_epochs", type=arguments.positive_float, default=3.0, help="may be fractional")
     add("--max_steps", type=int, default=-1, help="optimizer steps, instead of epochs; -1: off")
-    add("--learning_rate", type=arguments.non_negative_float, default=5e-5, help="the peak; linear decay to 0")
-    add("--weight_decay", type=arguments.non_negative_float, default=0.01, help="none for biases and norms")
-    add("--warmup_ratio", type=arguments.fraction, default=0.1, help="share of the steps with linear warmup")
+    add("--learning_rate", type=arguments.non_negative_float, default=5e-5, help="peak, with linear decay to 0")
+    add("--weight_decay", type=arguments.non_negative_float, default=0.01, help="not applied to biases and norms")
+    add("--warmup_ratio", type=arguments.fraction, default=0.1, help="fraction of the steps with linear warmup")
     add("--per_device_eval_batch_size", type=arguments.positive_int, default=64, help="sentences")
-    add("--gradient_accumulation_steps", type=arguments.positive_int, default=1, help="batches a step and device")
+    add("--gradient_accumulation_steps", type=arguments.positive_int, default=1, help="batches per step on each device")
     add("--max_grad_norm", type=arguments.non_negative_float, default=1.0, help="gradient clipping; 0: off")
 
     add = groups["speed"].add_argument
     add_switch(groups["speed"], "--fsdp", "shard the model over the ranks, for encoders too large for one device")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 if supported")
-    add("--packing", choices=("auto", "on", "off"), default="auto", help="batches without padding; auto: on a CPU")
+    add("--packing", choices=("auto", "on", "off"), default="auto", help="batches without padding; auto: on for CPUs")
     add_switch(groups["speed"], "--group_by_length", "batches of similar length: faster, slightly lower F1")
-    add("--benchmark", type=arguments.non_negative_int, default=0, help="time this many steps, write nothing; 0: off")
+    add(
+        "--benchmark",
+        type=arguments.non_negative_int,
+        default=0,
+        help="number of steps to time, without output; 0: off",
+    )
 
     add = groups["output"].add_argument
     add("--output_dir", default="outputs", help="folder of the run")
@@ -77,28 +83,23 @@ def make_train_parser() -> argparse.ArgumentParser:
     add("--logging_steps", type=arguments.positive_int, default=10, help="steps between log lines")
     add("--eval_steps", type=arguments.non_negative_int, default=0, help="steps between evaluations; 0: each epoch")
     add("--save_steps", type=arguments.non_negative_int, default=0, help="steps between checkpoints; 0: each epoch")
-    add("--save_total_limit", type=arguments.positive_int, default=2, help="checkpoints that are kept")
-    add("--resume_from_checkpoint", default="auto", help="auto: the newest valid one; never; or a folder")
+    add("--save_total_limit", type=arguments.positive_int, default=2, help="checkpoints to keep")
+    add("--resume_from_checkpoint", default="auto", help="auto: the newest valid one; never; or a path")
     add_switch(groups["output"], "--strict", "score with seqeval's strict mode, in the scheme of the tags")
     metric_names = ("f1", "accuracy", "precision", "recall", "loss")
-    add("--metric_for_best_model", choices=metric_names, help="f1 (accuracy for plain tags such as NOUN)")
-    add(
-        "--early_stopping_patience", type=arguments.non_negative_int, default=0, help="evaluations without gain; 0: off"
-    )
+    add("--metric_for_best_model", choices=metric_names, help="default: f1, or accuracy for tags such as NOUN")
+    add("--early_stopping_patience", type=arguments.non_negative_int, default=0, help="in evaluations; 0: off")
     add_switch(groups["output"], "--push_to_hub", "upload each new best model during training")
-    add("--hub_model_id", help="the repository (your own, named like --output_dir)")
+    add("--hub_model_id", help="repository id; default: the name of --output_dir")
     add_switch(groups["output"], "--hub_private_repo", "create the repository as private")
     return parser
 
 
 def get_args(argv: list[str]) -> argparse.Namespace:
     """Raises ValueError for an invalid flag. Flags of run_ner.py are translated."""
-    flags = translate(arguments.expand_flag_file(argv), known=set(get_defaults()))
-    return make_train_parser().parse_args(flags)
-
-
-def get_defaults() -> dict:
-    return vars(make_train_parser().parse_args([]))
+    parser = make_train_parser()
+    known = set(vars(parser.parse_args([])))
+    return parser.parse_args(translate(arguments.expand_flag_file(argv), known))
 
 
 def check_args(args: argparse.Namespace, precision: str, splits: dict[str, data.Split]) -> None:
@@ -117,7 +118,7 @@ def check_args(args: argparse.Namespace, precision: str, splits: dict[str, data.
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds besides weights and optimizer state. All else is a function of `step`."""
+    """What a checkpoint holds besides weights and optimizer state. Order, rate and dropout follow from `step`."""
 
     step: int = 0
     skipped_steps: int = 0  # fp16 overflows; they do not advance the schedule
@@ -142,12 +143,12 @@ def get_lr(step: int, total_steps: int, warmup_steps: int, peak: float) -> float
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Random numbers depend on the step, not on what ran before: a resumed run draws the same dropout masks."""
+    """The seed of a step on one rank. It depends on no earlier step: a resumed run draws the same dropout masks."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
 def shared_seed(seed: int, step: int) -> int:
-    """For random numbers that must be equal on all ranks, such as noise that is added to summed gradients."""
+    """A seed that is equal on all ranks, for changes such as noise on gradients, which are already summed."""
     return int(np.random.SeedSequence([seed, step], spawn_key=(1,)).generate_state(1)[0])
 
 
@@ -156,20 +157,14 @@ def is_better(scores: dict, best_scores: dict, metric: str) -> bool:
     return not best_scores or sign * scores[metric] > sign * best_scores[metric]
 
 
-def to_device(batch: dict, device: torch.device) -> dict:
-    if device.type == "cpu":
-        return batch
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
 def log_scalars(writer, prefix: str, scalars: dict[str, float], step: int) -> None:
-    """All numbers of a run pass here: the place for another logger. On other ranks the writer does nothing."""
+    """All scalars are logged here. Add another logger here. On ranks other than 0 the writer does nothing."""
     for name, value in scalars.items():
         writer.add_scalar(f"{prefix}/{name}", value, step)
 
 
 def make_loader(train_set: data.Split, batches, first_step: int, args: argparse.Namespace, ranks, collate, pin_memory):
-    """This rank's micro-batches of an epoch, from a step on."""
+    """An iterator over this rank's micro-batches of an epoch, starting at `first_step`."""
     sampler = data.micro_batches(batches, first_step, args.gradient_accumulation_steps, ranks.rank, ranks.world_size)
     return iter(DataLoader(train_set.windows, batch_sampler=sampler, collate_fn=collate, pin_memory=pin_memory))
 
@@ -192,12 +187,12 @@ def save(args: argparse.Namespace, state: TrainState, model, optimizer, scaler, 
 def evaluate(model, split: data.Split, args: argparse.Namespace, pad_values: dict[str, int], autocast) -> tuple:
     """Returns the scores of a split, equal on all ranks, and on rank 0 its predicted ids and probabilities [W]."""
     start, ranks = time.perf_counter(), get_ranks()
-    pad_values = {name: pad_values[name] for name in ("input_ids", "labels")}
+    eval_pad_values = {name: pad_values[name] for name in ("input_ids", "labels")}  # no other columns of labels
     predictions = metrics.predict(
         model,
         split.windows,
         data.eval_batches(split.windows.lengths, args.per_device_eval_batch_size),
-        collate=lambda features: data.collate(features, pad_values),
+        collate=lambda features: data.collate(features, eval_pad_values),
         autocast=autocast,
         token_loss=modeling.token_loss,
         rank=ranks.rank,
@@ -210,13 +205,7 @@ def evaluate(model, split: data.Split, args: argparse.Namespace, pad_values: dic
         scores = metrics.score(split.tags, predicted, split.lengths, split.label_list, split.scheme, args.strict)
         scores |= {"loss": float(losses.mean(dtype=np.float64)), "runtime": time.perf_counter() - start}
         predictions = predicted, probabilities
-    return on_rank0(lambda: scores), predictions
-
-
-def save_model(folder: str, model, tokenizer) -> None:
-    """Saves the model as transformers does. All ranks call it."""
-    weights = modeling.full_state_dict(model)
-    on_rank0(modeling.save_model, model, weights, tokenizer, folder)
+    return broadcast(scores), predictions
 
 
 def log_results(all_scores: dict[str, dict], results: dict, log) -> None:
@@ -250,19 +239,19 @@ def main() -> None:
         load_weights=ranks.rank == 0 or not args.fsdp,
     )
 
-    # ---- process group, and what --output_dir holds. Only rank 0 looks there, since ranks may not share a disk.
+    # ---- process group, and what --output_dir holds: rank 0 looks and tells the others, which may not share its disk
     cpu_group = None
     if ranks.world_size > 1 or args.fsdp:
         cpu_group = start_process_group(device, COLLECTIVE_TIMEOUT)
     plan = make_plan(args, len(train_set.windows), ranks.world_size, BENCHMARK_WARMUP_STEPS)
-    fingerprint = data.fingerprint(splits) | {"global batch size": plan.global_batch_size}
+    fingerprint = fingerprint_of(splits) | {"global batch size": plan.global_batch_size}
     finished, checkpoint = None, None
     if not args.benchmark:
-        finished, checkpoint = find_run(args.output_dir, vars(args), get_defaults(), fingerprint, log)
+        finished, checkpoint = find_run(args.output_dir, vars(args), vars(get_args([])), fingerprint, log)
     hardware = f"{ranks.world_size} x {throughput.device_name(device)}, {precision}"
     publisher = hub.Publisher(args, train_set, hardware, log)
     if finished:
-        log(f"{args.output_dir} holds this run, finished; its results:\n{json.dumps(finished, indent=2)}")
+        log(f"{args.output_dir} already contains this finished run. Its results:\n{json.dumps(finished, indent=2)}")
         warn_of_other_code(finished.get("code"), log)
         publisher.push("Finished")
         publisher.wait()
@@ -280,22 +269,24 @@ def main() -> None:
     raw_model.train()
     if not args.fsdp:
         raw_model.to(device)
-    autocast = modeling.make_autocast("fp32" if args.fsdp else precision, device)  # FSDP casts by itself
+    autocast = modeling.make_autocast("fp32" if args.fsdp else precision, device)  # FSDP casts with its own policy
     pad_values = train_set.windows.pad_values(tokenizer.pad_token_id or 0)
     packing = choose_packing(args.packing, raw_model, tokenizer.model_max_length, args.group_by_length, device, log)
     if device.type == "cpu":
         use_fast_dropout(raw_model)
         keep_freed_memory()
     modeling.freeze_unreached_parameters(raw_model, autocast, log)
+    # Embeddings of subwords that do not occur in training get no gradient. The saved model has all of them.
     train_used_embeddings(raw_model, np.append(train_set.token_ids, pad_values["input_ids"]))
-    # Attach additional heads here. To train a part of the model later, set requires_grad after the optimizer is made.
+    # Attach a head for an auxiliary loss here. The optimizer below holds the parameters that require a gradient now:
+    # freeze those that are to be trained later after DDP is created, with find_unused_parameters=True.
     if args.fsdp:
         modeling.shard(raw_model, precision, device)
     # Any other optimizer of torch.optim works as well.
     optimizer = torch.optim.AdamW(
         modeling.parameter_groups(raw_model, args.weight_decay), lr=args.learning_rate, fused=True
     )
-    for group in optimizer.param_groups:
+    for group in optimizer.param_groups:  # lr_scale: see parameter_groups
         group["peak_lr"] = group["lr"] * group.get("lr_scale", 1.0)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     guard = NonFiniteGuard(optimizer, device)
@@ -306,10 +297,9 @@ def main() -> None:
         state = restore(checkpoint, raw_model, optimizer, scaler, log)
     model = raw_model
     if ranks.world_size > 1 and not args.fsdp:
-        # If some parameters have no gradient in some steps, add find_unused_parameters=True.
         model = DistributedDataParallel(raw_model, broadcast_buffers=False)
 
-    # ---- the output folder is written from here on
+    # ---- from here on the output folder is changed, and an error exits with code 1 instead of 2
     exit_on_error.training_begins()
     if not args.benchmark:
         on_rank0(run_dir.begin_run, args.output_dir, vars(args), bool(checkpoint))
@@ -337,20 +327,20 @@ def main() -> None:
             rows = batches[i]  # of the windows in the global batch
             # ------------------------------------------------------------------------------------- one step, timed
             meter.start_step()
+            schedule_step = state.step - state.skipped_steps
             for group in optimizer.param_groups:
-                schedule_step = state.step - state.skipped_steps
                 group["lr"] = get_lr(schedule_step, plan.total_steps, plan.warmup_steps, group["peak_lr"])
             torch.manual_seed(dropout_seed(args.seed, state.step, ranks.rank))
-            # Labels in the global batch. Every rank can count those of the others: no collective.
+            # Every rank knows the whole global batch, so no collective is needed to count its labels.
             num_targets = max(1, int(train_set.windows.num_labels[rows].sum()))
             for micro_step in range(1, args.gradient_accumulation_steps + 1):
-                inputs, labels = data.split_labels(to_device(meter.fetch(loader), device))
+                inputs, labels = data.split_labels(meter.fetch(loader))
                 modeling.sync_gradients(model, micro_step == args.gradient_accumulation_steps)
                 with autocast:
                     logits = model(**inputs).logits  # [B, L, C]; packed: [1, T, C]
-                # A sum over all ranks and micro-batches, divided once: how they share the batch has no influence.
+                # Divided by the labels of all ranks and micro-batches: how they share the batch has no influence.
                 loss = modeling.token_loss(logits, labels["labels"], reduction="sum") / num_targets
-                scaler.scale(loss * ranks.world_size).backward()  # DDP averages over ranks; the sum is needed
+                scaler.scale(loss * ranks.world_size).backward()  # the sum: DDP and FSDP average over ranks
                 meter.add_loss(loss)
             scaler.unscale_(optimizer)
             grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), args.max_grad_norm or math.inf)
@@ -361,17 +351,17 @@ def main() -> None:
                 scaler.update()
                 state.skipped_steps += scaler.get_scale() < loss_scale
                 guard.observe_loss_scale(loss_scale, state.step)
-            elif guard.may_step(grad_norm, state.step):
+            elif guard.allows_step(grad_norm, state.step):  # not if a gradient was not finite
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
             # -----------------------------------------------------------------------------------------------------
             stop = bool(stop_signal.agreed(cpu_group))  # all ranks stop at the same step
-            due = plan.due(state.step, stop)
-            state.count_step(meter.end_step(train_set.windows.lengths[rows], due.sync))
+            due = plan.due(state.step, stop)  # log, evaluate, save, sync_device
+            state.count_step(meter.end_step(train_set.windows.lengths[rows], due.sync_device))
             bar.update()
-            if due.sync or device.type == "cpu":
-                guard.check(batches, epoch * plan.steps_per_epoch, train_set.window_position)
+            if due.sync_device or device.type == "cpu":  # raises an error that names the sentences of the bad step
+                guard.raise_if_nonfinite(batches, epoch * plan.steps_per_epoch, train_set.window_position)
 
             if due.log:
                 scalars = meter.scalars(state.step) | {"grad_norm": grad_norm.item()}
@@ -393,7 +383,7 @@ def main() -> None:
                 log(f"step {state.step}/{plan.total_steps} | {line}")
                 if is_better(scores, state.best_scores, metric):
                     state.best_step, state.best_scores = state.step, scores
-                    save_model(args.output_dir, raw_model, tokenizer)
+                    modeling.save_model(raw_model, tokenizer, args.output_dir)
                     on_rank0(report.write_report, args.output_dir, scores, val_set, predictions, train_set)
                     on_rank0(publisher.write_card, {"validation": scores}, state.train_seconds)
                     publisher.push(f"Step {state.step}: {line}")
@@ -415,11 +405,11 @@ def main() -> None:
         log(f"stopped by {stop_signal.name}; the same command resumes from {checkpoint}")
         raise SystemExit(128 + stop_signal.number)
     if state.step < plan.total_steps:
-        log(f"stopped early: no better {metric} since step {state.best_step}")
+        log(f"stopped early: {metric} has not improved since step {state.best_step}")
     if not val_set:
-        save_model(args.output_dir, raw_model, tokenizer)
+        modeling.save_model(raw_model, tokenizer, args.output_dir)
 
-    # ---- results of the best model. Its validation scores are those of the evaluation after which it was saved.
+    # ---- results of the best model. Its validation scores are those of the evaluation at which it was saved.
     state.loss_sum = meter.total_loss()
     all_scores = {"eval": state.best_scores} if val_set else {}
     if "test" in splits:
@@ -433,7 +423,7 @@ def main() -> None:
     on_rank0(publisher.write_card, all_scores, state.train_seconds)
     on_rank0(run_dir.finish_run, args.output_dir, results)
     log_results(all_scores, results, log)
-    log(f"the best model, of step {state.best_step or state.step}, is in {args.output_dir}")
+    log(f"the {'best' if val_set else 'last'} model (step {state.best_step or state.step}) is in {args.output_dir}")
     writer.close()
     publisher.push(f"Finished after {state.step} steps")
     publisher.wait()

@@ -4,11 +4,11 @@ Its commands run in processes that are forked from one process with all librarie
 about a second. The forked process imports the scripts and util/ from the copy.
 """
 
-import difflib
 import gc
 import importlib
 import multiprocessing
 import os
+import re
 import shutil
 import socket
 import sys
@@ -70,20 +70,28 @@ class Project:
     def __init__(self, folder: Path):
         self.folder = folder
         self.num_commands = 0
+        folder.mkdir(exist_ok=True)
         for path in ROOT.glob("*.py"):
             shutil.copy(path, folder)
         shutil.copytree(ROOT / "util", folder / "util", ignore=shutil.ignore_patterns("__pycache__", ".*"))
 
-    def edit(self, file: str, *edits: tuple[str, str]) -> int:
-        """Replaces texts, each of which occurs once. Returns the number of lines that are new or changed."""
+    def edit(self, file: str, *edits: tuple[str, str]) -> None:
+        """Replaces texts, each of which has to occur once."""
         path = self.folder / file
-        before = path.read_text(encoding="utf-8")
-        after = before
+        text = path.read_text(encoding="utf-8")
         for old, new in edits:
-            assert after.count(old) == 1, f"{file}: {old!r} occurs {after.count(old)} times"
-            after = after.replace(old, new)
-        path.write_text(after, encoding="utf-8")
-        return num_changed_lines(before, after)
+            assert text.count(old) == 1, f"{file}: {old!r} occurs {text.count(old)} times"
+            text = text.replace(old, new)
+        path.write_text(text, encoding="utf-8")
+
+    def patch(self, file: str, diff: str) -> int:
+        """Applies a diff whose places are separated by @@. Returns the number of its + lines that are not blank."""
+        for place in diff.strip("\n").split("\n@@\n"):
+            lines = [(line[0], line[1:]) for line in place.split("\n")]
+            old = "".join(f"{line}\n" for mark, line in lines if mark in " -")
+            new = "".join(f"{line}\n" for mark, line in lines if mark in " +")
+            self.edit(file, (old, new))
+        return len(re.findall(r"^\+.*\S", diff, re.MULTILINE))
 
     def start(self, script: str, *flags, ranks: int = 1, before: str = "") -> Command:
         """Starts a command. before: Python code that runs in its process before main()."""
@@ -106,12 +114,6 @@ class Project:
         finished = self.start(script, *flags, ranks=ranks, before=before).wait()
         assert finished.code == 0, finished.stdout + finished.stderr
         return finished.stdout
-
-
-def num_changed_lines(before: str, after: str) -> int:
-    """The lines of a diff that begin with +, blank lines excluded."""
-    difference = difflib.ndiff(before.splitlines(), after.splitlines())
-    return sum(line.startswith("+ ") and line.strip() != "+" for line in difference)
 
 
 def _context():

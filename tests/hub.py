@@ -1,5 +1,7 @@
-"""A stand-in for the Hub's HTTP API on loopback: as much of it as huggingface_hub needs to create a repository, push to
-it (regular files and LFS), and read from it. Faults can be laid in the way of any request."""
+"""A server on loopback for tests, with the part of the Hub's HTTP API that huggingface_hub needs.
+
+It creates repositories, takes pushes (regular files and LFS), and serves files. Any request can be made to fail.
+"""
 
 import base64
 import contextlib
@@ -13,8 +15,11 @@ TOKEN = "hf_" + "secret" * 6
 
 
 class Hub:
-    """repos: id -> {path: bytes}; commits: (id, message); requests: (method, path); faults: [(pattern, status)], each
-    for one request, where a status of 0 cuts the connection in the midst of the body."""
+    """repos: id -> {path: bytes}; commits: (id, message); requests: (method, path); faults: [(pattern, status)].
+
+    A fault is for one request. Status 0 closes the connection in the middle of the body. has_lfs=False: large files
+    are pushed like small ones.
+    """
 
     def __init__(self):
         self.repos, self.private, self.commits, self.requests, self.faults, self.blobs = {}, {}, [], [], [], {}
@@ -27,7 +32,7 @@ class Hub:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def environment(self, home: str) -> dict[str, str]:
-        """For a process that shall take this for the Hub."""
+        """The environment of a process that uses this server as the Hub."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": TOKEN,
@@ -88,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.connection.close()
         body = self.body()
         if status:
-            return self.answer(status, {"error": f"a laid fault {status}"}, Retry_After=1)
+            return self.answer(status, {"error": f"an injected fault {status}"}, Retry_After=1)
         with contextlib.suppress(BrokenPipeError):
             self.route(path, body)
 
@@ -101,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
             assert hashlib.sha256(body).hexdigest() == oid, "other bytes than announced"
             hub.blobs[oid] = body
             return self.answer(200, {})
-        if path == "/api/validate-yaml":  # asked without a login
+        if path == "/api/validate-yaml":  # requested without a login
             return self.answer(200, {"errors": [], "warnings": []})
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.answer(401, {"error": "Invalid credentials"}, X_Error_Message="Invalid credentials")

@@ -1,4 +1,4 @@
-"""Pushing to the Hub and reading from it, with the real client, against tests/hub.py; and the model card."""
+"""Pushing to the Hub and loading from it, by the real client and the server of tests/hub.py; the model card."""
 
 import threading
 from pathlib import Path
@@ -19,7 +19,7 @@ STEPS = ["--learning_rate", 5e-3, "--max_steps", 9, "--eval_steps", 3, "--precis
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """Of this process, and of those that get hub.environment(), it is the Hub."""
+    """The Hub of this process, and of processes that are given hub.environment()."""
     hub = Hub()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
@@ -31,7 +31,7 @@ def hub(monkeypatch, tmp_path):
 
 
 def push(encoders, corpus, folder: Path, *flags) -> str:
-    """A run of train.py that pushes; it has to succeed."""
+    """Runs train.py --push_to_hub, which has to succeed. Returns what it prints."""
     flags = ["--output_dir", folder / "my-tagger", "--model_name_or_path", encoders["wordpiece"], *STEPS, *flags]
     return train(*flat(corpus), *flags, "--push_to_hub")
 
@@ -78,10 +78,10 @@ def test_each_new_best_model_is_pushed_and_can_be_pulled(hub, encoders, corpus, 
     ],
 )
 def test_a_push_that_fails_is_tried_again(hub, monkeypatch, encoders, corpus, tmp_path, with_xet, faults):
-    """By huggingface_hub, which repeats commits only if it has hf_xet, as it is installed by default."""
+    """huggingface_hub repeats the requests; commits only with hf_xet, which is installed with it by default."""
     if with_xet:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
-        hub.has_lfs = False  # the stand-in has no storage for xet files
+        hub.has_lfs = False  # the server of tests/hub.py has no xet storage
     hub.faults += faults
     printed = push(encoders, corpus, tmp_path)
     assert hub.faults == [] and f"pushed: {hub.url}" in printed and "not pushed" not in printed
@@ -98,9 +98,9 @@ def test_a_push_that_is_refused_loses_nothing(hub, encoders, corpus, tmp_path):
     assert not [path for path in (tmp_path / "my-tagger").iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.parametrize(("wrong", "said"), [("token", "401"), ("network", "onnect"), ("offline", "ffline")])
+@pytest.mark.parametrize(("wrong", "reason"), [("token", "401"), ("network", "onnect"), ("offline", "ffline")])
 def test_no_right_or_no_network_is_one_line_before_training(
-    hub, monkeypatch, encoders, corpus, tmp_path, capsys, wrong, said
+    hub, monkeypatch, encoders, corpus, tmp_path, capsys, wrong, reason
 ):
     if wrong == "token":
         monkeypatch.setenv("HF_TOKEN", "hf_wrong")
@@ -114,29 +114,29 @@ def test_no_right_or_no_network_is_one_line_before_training(
     error = capsys.readouterr().err
     assert stopped.value.code == 2
     line = error.splitlines()[-1]
-    assert line.startswith("error: --push_to_hub: my-tagger: ") and said in line and "hf_" not in error
+    assert line.startswith("error: --push_to_hub: my-tagger: ") and reason in line and "hf_" not in error
     assert not (tmp_path / "my-tagger" / "config.json").exists()
 
 
 def test_a_newer_model_takes_the_place_of_one_that_waits(hub, monkeypatch, tmp_path):
-    """A slow network: of three models, the first is being uploaded while the second gives way to the third."""
+    """Of three models, the first is being uploaded while the second is replaced by the third."""
     hub.repos["someone/x"] = {}
-    begun, go_on = threading.Event(), threading.Event()
+    begun, released = threading.Event(), threading.Event()
     upload = huggingface_hub.upload_folder
 
     def slow(**arguments):
         begun.set()
-        assert go_on.wait(20)
+        assert released.wait(20)
         return upload(**arguments)
 
     monkeypatch.setattr(huggingface_hub, "upload_folder", slow)
-    future, said = None, []
+    future, messages = None, []
     for i in range(3):
         atomic_write_text(str(tmp_path / "model.txt"), f"model {i}")
-        future = hub_client.push(str(tmp_path), "someone/x", f"model {i}", said.append, future)
+        future = hub_client.push(str(tmp_path), "someone/x", f"model {i}", messages.append, future)
         assert begun.wait(20)
-    go_on.set()
-    assert future.result() == f"{hub.url}/someone/x" and said == []
+    released.set()
+    assert future.result() == f"{hub.url}/someone/x" and messages == []
     assert [message for _, message in hub.commits] == ["model 0", "model 2"]
     assert hub.repos["someone/x"] == {"model.txt": b"model 2"}
     assert [path.name for path in tmp_path.iterdir()] == ["model.txt"]
@@ -162,7 +162,7 @@ def test_the_card_says_what_the_hub_displays(hub):
         {"hardware": "2 cores"},
     )
     loaded = ModelCard(card)
-    loaded.validate()  # by the Hub's own endpoint, here its stand-in's: it has to be sent
+    loaded.validate()  # by a request to the Hub
     assert ("POST", "/api/validate-yaml") in hub.requests
     found = loaded.data
     assert found.base_model == "bert-base-cased" and found.datasets == ["leondz/wnut_17"]

@@ -1,4 +1,4 @@
-"""Tagging running text, against transformers' own pipeline."""
+"""Tagging of running text, compared with transformers' pipeline."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ FIVE = [
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> str:
-    """The README's first command, cut short: the real encoder on the embedded corpus."""
+    """The first command of the README with fewer steps: the packaged encoder on the embedded corpus."""
     folder = str(tmp_path_factory.mktemp("trained") / "out")
     train("--output_dir", folder, "--max_steps", 80, "--eval_steps", 80, "--precision", "fp32", OMP_NUM_THREADS=2)
     return folder
@@ -54,7 +54,7 @@ def test_entities_equal_the_pipelines(trained, tagger, text, strategy):
     assert [e["score"] for e in ours] == pytest.approx([float(e["score"]) for e in theirs], abs=1e-4)
     for entity, other in zip(ours, theirs):
         assert list(entity) == ["entity_group", "score", "word", "start", "end"]
-        assert other["word"] == entity["word"].lower()  # the encoder's spelling; ours is the text's
+        assert other["word"] == entity["word"].lower()  # theirs is decoded from subwords, ours is cut from the text
         assert entity["word"] == text[entity["start"] : entity["end"]]
 
 
@@ -73,6 +73,14 @@ def test_a_words_subwords_vote():
         found = infer.vote(np.array(subwords), word_ids, labels, strategy)
         assert found[0].tolist() == tags and found[2].tolist() == count
         assert found[1].tolist() == pytest.approx(scores)
+
+
+def test_tagging_uses_the_subword_that_training_labels(monkeypatch):
+    """If data.first_subwords is changed to the last subword of a word, the vote follows."""
+    monkeypatch.setattr(data, "first_subwords", lambda word_ids: np.diff(word_ids, append=-1) != 0)
+    subwords = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])  # a word of two subwords, and one of one
+    votes = infer.vote(subwords, np.array([0, 0, 1]), ["O", "B-PER"], "first")
+    assert votes.tags.tolist() == [0, 1] and votes.score_sums.tolist() == [0.8, 0.7]
 
 
 def test_something_was_found_to_compare(tagger):
@@ -99,7 +107,7 @@ def test_long_documents_are_read_to_their_end(tagger):
 
 
 def test_the_saved_model_scores_what_training_measured(trained, tagger):
-    """Word for word: the file's own words, tagged by the saved model, give the very scores of the last evaluation."""
+    """The words of the file, tagged by the saved model, have the scores of the last evaluation."""
     measured = results(trained)
     for split, prefix in (("validation", "eval"), ("test", "test")):
         sentences = read(ROOT / "samples" / f"{split}.conll")
@@ -137,7 +145,7 @@ def test_a_missing_model_is_one_line(tmp_path):
     ],
 )
 def test_words_join_into_entities(tagger, monkeypatch, tags, expected):
-    """Two documents of the same words: none reaches into the next."""
+    """Two documents of the same words: no entity extends into the next document."""
     text, labels = " ".join("abcd"[: len(tags)]), sorted({*tags, "O"})
     sure = np.repeat([[0.5 * (label == tag) for label in labels] for tag in tags], 1, axis=0)
     monkeypatch.setattr(tagger, "label_list", labels)
@@ -156,7 +164,7 @@ def test_samples_are_what_their_script_writes(tmp_path):
 
 
 def test_a_window_changes_nothing_but_the_context(trained):
-    """Sentences that fit into 16 subwords are tagged alike in windows of 16 and of 128; no word is lost in either."""
+    """Sentences of at most 16 subwords are tagged alike in windows of 16 and 128. No word is lost in either."""
     sentences = [row["tokens"] for row in read(ROOT / "samples" / "test.conll")]
     exact = infer.Tagger(trained, precision="fp32")
 
@@ -176,7 +184,7 @@ def test_a_window_changes_nothing_but_the_context(trained):
 
 
 def test_parts_of_speech_of_conllu_score_as_scikit_learn_scores_them(encoders, tmp_path):
-    """Trained on a .conllu file, tagged by the saved model, scored by scikit-learn: the results of training."""
+    """The saved model tags the .conllu file; scikit-learn's scores of these tags are the results of training."""
     for split in ("train", "test"):
         sentences = read(ROOT / "samples" / f"{split}.conll", task_name="pos")[:150]
         lines = []

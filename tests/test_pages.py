@@ -1,4 +1,4 @@
-"""report.html and --format html in a real browser, without network: they load, filter, and run nothing of the text."""
+"""report.html and --format html in a real browser, without network: they load, filter, and do not execute text."""
 
 import re
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_every_error_is_of_one_kind():
     assert counts == {"missed": "2", "spurious": "1", "type": "1", "boundary": "1"}
     seen, unseen = re.findall(r"<tr><td>(?:seen in train|unseen)</td><td>(\d+)</td><td>([0-9.]+)</td>", found)
     assert seen == ("1", "0.0000") and unseen == ("4", "0.2500")
-    assert found.count("<article>") == 3  # of four sentences; the worst first
+    assert found.count("<article>") == 3  # of four sentences; the one with the most errors first
     assert found.index("a&lt;b&gt;.conll:0") < found.index("a&lt;b&gt;.conll:2") < found.index("a&lt;b&gt;.conll:1")
     assert "<script>document" not in found and "<img" not in found
     assert "http" not in found and found.count("<script>") == 1
@@ -87,7 +87,7 @@ def test_every_span_is_in_one_match(seed):
     assert sum(m.kind == "correct" for m in found) == len(exact)
     missed = [gold[m.gold] for m in found if m.kind == "missed"]
     spurious = [predicted[m.predicted] for m in found if m.kind == "spurious"]
-    assert not any(g[0] < p[1] and p[0] < g[1] for g in missed for p in spurious)  # else they were a pair
+    assert not any(g[0] < p[1] and p[0] < g[1] for g in missed for p in spurious)  # otherwise they would be paired
 
 
 def test_calibration_of_scores_that_are_right_as_often_as_they_say():
@@ -127,14 +127,14 @@ def test_the_report_in_a_browser(browser, tmp_path):
     browser.find_element("css selector", 'button[data-type="LOC"]').click()
     assert len(visible(browser)) == 3
     assert browser.get_log("browser") == [] and browser.title != "run"
-    for width in (360, 1200):  # a phone's and a desk's: nothing is wider than the window
+    for width in (360, 1200):  # of a phone and a desktop: nothing is wider than the window
         browser.set_window_size(width, 800)
         assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_text_is_readable_in_both_colour_schemes(browser, tmp_path, dark):
-    """WCAG's contrast of marked and unmarked text, at least 4.5."""
+    """The contrast by WCAG of highlighted and other text is at least 4.5."""
     (tmp_path / "report.html").write_text(page(), encoding="utf-8")
     feature = {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)

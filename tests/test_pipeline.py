@@ -1,12 +1,12 @@
-"""infer.Tagger against transformers' own pipeline: every strategy, three kinds of tokenizers, 200 random texts each.
+"""infer.Tagger and transformers' pipeline: every strategy, three kinds of tokenizers, 200 random texts each.
 
-Equal wherever the pipeline reads the very subwords of training and puts them together as the words stand in the text.
-Where it does not, that is one of its known faults, which are counted, and what is right is asserted instead:
+They are equal wherever the pipeline reads the same subwords as training, and joins them to the words of the text.
+Elsewhere the pipeline has one of these known faults. They are counted, and only our result is checked:
 
-cut      a text longer than the encoder reads ends where the encoder ends
-input    subwords other than those of training: where no blank stands before punctuation, or a word has none at all
-words    what is no blank is glued to the word before it, or a word is cut in two
-broken   simple: a word whose later subwords say something else is cut in two, or glued to the next one
+cut      a text that is longer than the encoder's limit is truncated
+input    the subwords differ from training: no blank before punctuation, or a word without subwords
+words    a subword is joined to the word before it although a word begins, or a word is split
+broken   simple: a word whose further subwords have another tag is split, or joined to the next word
 """
 
 import collections
@@ -38,7 +38,7 @@ ODD += ["x" * 60, "\u200b", "e\u0301cole", "10,000.50", "#Berlin2024", "\ufb01na
 
 
 def random_texts(number: int, seed: int) -> list[str]:
-    """A few words of the corpus, its sentences as people write them, and what they write besides."""
+    """Words and sentences of the corpus, punctuated as in running text, with ODD strings among them."""
     random = np.random.default_rng(seed)
     sentences = [s["tokens"] for s in read(ROOT / "samples" / "validation.conll") if len(s["tokens"]) < 40]
     letters = [word for sentence in sentences for word in sentence if word.isalpha()]
@@ -50,7 +50,7 @@ def random_texts(number: int, seed: int) -> list[str]:
             continue
         chosen = random.integers(0, len(sentences), random.choice([1, 2, 12], p=[0.8, 0.15, 0.05]))
         parts = [" ".join(sentences[i]) for i in chosen]
-        if random.random() < 0.4:  # else as the corpus has it: blanks around punctuation
+        if random.random() < 0.4:  # otherwise with blanks around punctuation, as in the corpus
             parts = [part.replace(" .", ".").replace(" ,", ",") for part in parts]
         for _ in range(random.choice([0, 1, 2])):
             parts.insert(random.integers(0, len(parts) + 1), str(random.choice(ODD)))
@@ -60,7 +60,7 @@ def random_texts(number: int, seed: int) -> list[str]:
 
 @pytest.fixture(scope="module", params=["wordpiece", "bpe", "unigram"])
 def both(request, encoders, tmp_path_factory):
-    """A small encoder that has learned something, in a Tagger and in a pipeline."""
+    """A small trained encoder, in a Tagger and in a pipeline."""
     folder = str(tmp_path_factory.mktemp("trained") / "out")
     flags = [
         "--learning_rate",
@@ -82,7 +82,7 @@ def words_of(text: str) -> list[str]:
 
 
 def fault_of(text: str, pipe, tagger: infer.Tagger, strategy: str) -> str | None:
-    """The fault that the pipeline commits on a text, found in what it votes on, before it votes."""
+    """The fault of the pipeline on a text, determined from its input, or None."""
     inputs = next(iter(pipe.preprocess(text, is_split_into_words=False)))
     theirs = inputs["input_ids"][0].tolist()
     input_ids, word_ids, _ = encode([words_of(text)], tagger.tokenizer)[0]
@@ -105,7 +105,7 @@ def fault_of(text: str, pipe, tagger: infer.Tagger, strategy: str) -> str | None
 
 
 def breaks_a_word(text: str, tagger: infer.Tagger) -> bool:
-    """Whether any word's subwords are of several types, or a later one begins anew."""
+    """Whether the subwords of any word have several types, or a further one has a B- tag."""
     probabilities, word_ids = tagger.probabilities([words_of(text)])
     tags = [tagger.label_list[i] for i in probabilities.argmax(-1)]
     for subwords in np.split(np.arange(len(tags)), np.flatnonzero(np.diff(word_ids)) + 1):
@@ -128,7 +128,7 @@ def test_equal_to_the_pipeline_or_a_known_fault_of_it(both, strategy):
         with warnings.catch_warnings(action="ignore"):
             theirs = pipe(text, aggregation_strategy=strategy)
         key = "entity" if strategy == "none" else "entity_group"
-        for entity in theirs:  # the blank before a word is no part of it
+        for entity in theirs:  # without the blank before a word
             entity["start"] = entity["end"] - len(text[entity["start"] : entity["end"]].lstrip())
         assert [(e[key], e["start"], e["end"]) for e in ours] == [(e[key], e["start"], e["end"]) for e in theirs], text
         assert [e["score"] for e in ours] == pytest.approx([float(e["score"]) for e in theirs], abs=1e-4)
@@ -139,7 +139,7 @@ def test_equal_to_the_pipeline_or_a_known_fault_of_it(both, strategy):
 
 
 def check_ours(text: str, entities: list[dict], strategy: str) -> None:
-    """What is right on any text: whole words, or (none) subwords inside them, in order, as they stand in the text."""
+    """Holds on any text: entities are whole words, or with "none" subwords of them, in the order of the text."""
     words, end = split_words(text), 0
     for entity in entities:
         assert type(entity["score"]) is float and 0 < entity["score"] <= 1
@@ -153,7 +153,7 @@ def check_ours(text: str, entities: list[dict], strategy: str) -> None:
 
 
 def test_the_pipeline_ends_entities_inside_words_and_behind_them(both):
-    """By blanks alone, "Oslo," is one word to it; by WordPiece, an accent that is a character of its own glues."""
+    """It splits words at blanks only ("Oslo,"). With WordPiece, a combining accent joins two words."""
     name, tagger, pipe = both
     texts = [
         f"{word} in Oslo, Norway." for word in ("Zoe\u0308 Mu\u0308ller", "Nokia (Helsinki)", "https://example.org/x")
@@ -189,7 +189,7 @@ def test_the_pipelines_scores_are_no_json(both):
 
 
 def test_the_pipeline_splits_a_word_and_an_entity_of_bioes(both):
-    """Its grouping, given tags as models of these schemes predict them; ours: tests/test_infer.py."""
+    """Its grouping of tags in these schemes. Ours is tested in tests/test_infer.py."""
     _, _, pipe = both
 
     def grouped(*tags):
@@ -198,4 +198,4 @@ def test_the_pipeline_splits_a_word_and_an_entity_of_bioes(both):
 
     assert grouped("B-PER", "I-PER") == 1
     assert grouped("B-PER", "E-PER") == 2  # one entity
-    assert grouped("B-PER", "B-PER") == 2  # where they are one word's subwords, one entity
+    assert grouped("B-PER", "B-PER") == 2  # one entity if they are subwords of one word

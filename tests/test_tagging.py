@@ -41,7 +41,7 @@ def model(encoders, tmp_path_factory) -> str:
 
 
 def tag(*flags, stdin: bytes = b"") -> str:
-    """What infer.py prints, run here; it has to succeed."""
+    """Runs infer.py in this process, which has to succeed. Returns what it prints."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr("sys.argv", ["infer.py", *map(str, flags)])
@@ -51,7 +51,7 @@ def tag(*flags, stdin: bytes = b"") -> str:
 
 
 def refused(capsys, *flags) -> str:
-    """The one line on stderr, after exit 2."""
+    """Runs infer.py, which has to exit with code 2. Returns the last line of stderr."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         tag(*flags)
@@ -171,7 +171,7 @@ def test_an_output_of_another_model_input_or_flag_is_refused(model, tmp_path, ca
     tag(model, "--input_file", name, "--output_file", out)
     before = out.read_bytes()
     assert [path.name for path in sorted(tmp_path.glob("out*"))] == ["out.jsonl", "out.jsonl.run.json"]
-    tag(model, "--input_file", name, "--output_file", out)  # the same again: nothing to do
+    tag(model, "--input_file", name, "--output_file", out)  # the same command: nothing to do
     error = refused(capsys, model, "--input_file", name, "--output_file", out, "--stride", 3)
     assert "its --stride is 64, not 3" in error
     name.write_text("Peter Miller joined Sony.\n")
@@ -182,7 +182,7 @@ def test_an_output_of_another_model_input_or_flag_is_refused(model, tmp_path, ca
 
 
 def test_words_of_conll_are_those_that_training_reads(tmp_path):
-    """Blanks and tabs part columns; a no-break space, at the end of a line too, is part of a word."""
+    """Blanks and tabs separate columns. A no-break space is part of a word, also at the end of a line."""
     lines = ["\u00a0a\tB-X", " b\u00a0 O", "c\u3000\tO"]
     (tmp_path / "x.conll").write_text("\n".join(line.replace(" O", "\tO").strip(" ") for line in lines))
     trained = [word for row in read(tmp_path / "x.conll") for word in row["tokens"]]
@@ -191,7 +191,7 @@ def test_words_of_conll_are_those_that_training_reads(tmp_path):
 
 
 def big(path: Path, number: int) -> Path:
-    """That many lines of the corpus, of all lengths, each with its number."""
+    """Writes `number` sentences of the corpus as JSON Lines, of all lengths, each with an id."""
     sentences = [
         " ".join(s["tokens"][:50]) for split in ("train", "test") for s in read(ROOT / "samples" / f"{split}.conll")
     ]
@@ -203,7 +203,7 @@ def big(path: Path, number: int) -> Path:
 
 
 def test_several_processes_write_what_one_writes(model, tmp_path):
-    """Threads alike: with another number of them bf16 products round otherwise."""
+    """With the same number of threads: bf16 products are rounded differently with another number."""
     name = big(tmp_path / "in.jsonl", 2200)
     alone, several = tmp_path / "alone.jsonl", tmp_path / "several.jsonl"
     tag(model, "--input_file", name, "--output_file", alone)
@@ -216,9 +216,10 @@ def test_several_processes_write_what_one_writes(model, tmp_path):
 
 
 def kills(start, model: str, folder: Path, number: int, times: int, seed: int) -> int:
-    """Kills infer.py that many times, at random moments of start-up, tagging and joining -> how many left parts.
+    """Kills infer.py `times` times, at random moments of start-up, tagging and joining.
 
-    start(flags): a new process."""
+    start(flags) starts a process. Returns how many of the killed processes left parts.
+    """
     name, whole, out = big(folder / "in.jsonl", number), folder / "whole.jsonl", folder / "out.jsonl"
     flags = [model, "--input_file", str(name), "--output_file"]
     tag(*flags, whole)
@@ -234,7 +235,7 @@ def kills(start, model: str, folder: Path, number: int, times: int, seed: int) -
         os.kill(process.pid, signal.SIGKILL)
         process.join() if hasattr(process, "join") else process.wait()
         left += bool(list(folder.glob("out*.parts")))
-        if out.exists():  # it had finished: begin anew
+        if out.exists():  # it had finished: start again
             assert out.read_bytes() == whole.read_bytes()
             out.unlink()
             Path(f"{out}.run.json").unlink()
@@ -282,7 +283,7 @@ def test_finished_parts_are_not_tagged_again(model, tmp_path, monkeypatch):
 
 
 def peak_of_tagging(model: str, name: Path, out: Path, peak) -> None:
-    """Reading and writing are real, tagging is a stand-in."""
+    """Runs infer.py with a stand-in for the model. Reading and writing are real."""
 
     def fast(self, sentences):
         number = sum(map(len, sentences))
@@ -294,7 +295,7 @@ def peak_of_tagging(model: str, name: Path, out: Path, peak) -> None:
 
 
 def test_memory_does_not_grow_with_the_input(model, tmp_path):
-    """13 times the lines, the same peak."""
+    """The peak is the same for 13 times the lines."""
     peaks, context = [], multiprocessing.get_context("fork")
     for number in (3_000, 40_000):
         name, out, peak = (
@@ -315,12 +316,12 @@ def test_memory_does_not_grow_with_the_input(model, tmp_path):
 
 
 def shown_errors(page: str) -> str:
-    """A report without its name and the places of its sentences, which depend on how a file was called."""
+    """A report without its title and without the folder in the positions of its sentences."""
     return page.partition("</h1>")[2].replace(str(ROOT) + "/", "")
 
 
 def test_evaluation_repeats_trainings_last_one_at_any_batch_size_and_number_of_ranks(model):
-    """Word for word: the sentences with errors, and what was predicted in each, are those of training's report."""
+    """The report shows the same sentences with the same predictions as the report of training."""
     measured, expected = results(model), shown_errors((Path(model) / "report.html").read_text())
     assert "<article>" in expected
     name, out = ROOT / "samples" / "validation.conll", Path(model).parent / "report.html"
@@ -335,7 +336,7 @@ def test_evaluation_repeats_trainings_last_one_at_any_batch_size_and_number_of_r
 
 
 def strip_scores(page: str) -> str:
-    """Probabilities differ in their last digits from batch to batch."""
+    """Removes probabilities, whose last digits depend on the batch."""
     page = re.sub(r"<h2>Calibration.*?</table>", "", page, flags=re.DOTALL)
     return re.sub(r'title="([a-z]+) [0-9.]+"', r'title="\1"', page)
 

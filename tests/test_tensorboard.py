@@ -1,4 +1,4 @@
-"""What a run writes for TensorBoard, read by its own reader; and its page in a real browser."""
+"""What a run writes for TensorBoard, read by TensorBoard's reader; and the page in a real browser."""
 
 import contextlib
 import socket
@@ -66,7 +66,7 @@ def test_the_confusion_table_counts_gold_in_rows_and_predicted_in_columns():
     ]
 
 
-# All that is shown: older parts of the page are in shadow trees, which innerText leaves out.
+# All text of the page, with that of shadow trees, which innerText leaves out.
 TEXT = """const text = node => [...node.childNodes].map(text).join("") + (node.shadowRoot ? text(node.shadowRoot) : "")
   + (node.nodeType === Node.TEXT_NODE ? node.data : "");
 return text(document.body);"""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from util.distributed import on_rank0
+from util.distributed import broadcast, on_rank0
 from util.run_dir import atomic_write_text, open_run, read_json, refuse_another_run
 from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_rank0
 
@@ -164,8 +164,8 @@ def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimize
         weights = load_file(os.path.join(path, "model.safetensors"))
         moments = load_file(os.path.join(path, "optimizer.safetensors"))
         state = read_json(os.path.join(path, "state.json"))
-    shapes = on_rank0(lambda: {name: tensor.shape for name, tensor in weights.items()})
-    state = on_rank0(lambda: state)
+    shapes = broadcast({name: tensor.shape for name, tensor in weights.items()})
+    state = broadcast(state)
     targets = _saved_tensors(model)
     for name in sorted(targets.keys() | shapes.keys()):
         if name not in shapes or name not in targets or shapes[name] != targets[name].shape:
@@ -185,13 +185,13 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, moments:
         return moments[name].shape == parameters[name.rsplit("/", 1)[0]].shape
 
     # Tensors with the shape of their parameter may be sharded like it: they are sent one at a time.
-    dtypes = on_rank0(lambda: {name: moments[name].dtype for name in moments if has_parameter_shape(name)})
+    dtypes = broadcast({name: moments[name].dtype for name in moments if has_parameter_shape(name)})
     large = {}
     for name, dtype in dtypes.items():
         large[name] = torch.empty_like(parameters[name.rsplit("/", 1)[0]], dtype=dtype, requires_grad=False)
     send_from_rank0(large, moments)
     # The others are small: step counts, and the row and column means of Adafactor.
-    small = on_rank0(lambda: values | {name: moments[name] for name in moments if name not in dtypes})
+    small = broadcast(values | {name: moments[name] for name in moments if name not in dtypes})
 
     state: dict[str, dict] = {}
     for name, value in (large | small).items():

@@ -55,7 +55,7 @@ def map_in_parts(dataset: Dataset, function, key: str, batch_size: int, desc: st
                 fn_kwargs={"function": function, "first_row": start, "parent": os.getpid(), **fn_kwargs},
                 num_proc=processes if processes > 1 else None,
                 desc=desc,
-                **cached(Hasher.hash((key, start))),
+                **cached(Hasher.hash((key, start, len(part)))),
             )
         except RuntimeError as error:
             if "abruptly died" not in str(error):

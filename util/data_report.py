@@ -56,10 +56,9 @@ def checks(splits: dict, max_length: int) -> list[str]:
             lines.append(f"{train.name}: over {LARGE:,} sentences; duplicates in other splits not counted")
     for name, split in splits.items():
         notes = [str(note) for note in [*split.notes, *_notes(split, max_length)]]
-        label_ids = _label_ids(split)
-        if len(label_ids) == 1:
-            notes.append(f"every tag is {label_list[label_ids[0]]}")
-        new_tags = [label_list[i] for i in np.setdiff1d(label_ids, _label_ids(train))]
+        if len(split.label_ids) == 1:
+            notes.append(f"every tag is {label_list[split.label_ids[0]]}")
+        new_tags = [label_list[i] for i in np.setdiff1d(split.label_ids, train.label_ids)]
         if new_tags:
             notes.append(str(_note(len(new_tags), "tag", "not in train", new_tags)))
         if name != "train" and train_sentences is not None:
@@ -69,13 +68,6 @@ def checks(splits: dict, max_length: int) -> list[str]:
             notes.append(f"{unknown:.1%} of words contain a subword that the tokenizer does not know")
         lines += [f"{split.name}: {note}" for note in notes]
     return lines
-
-
-def _label_ids(split) -> np.ndarray:
-    """The label ids that occur. Split.label_ids are those of the file, before IOB1 is converted to IOB2."""
-    if split.iob1 and split.num_sentences <= LARGE:
-        return np.flatnonzero(np.bincount(split.tags))
-    return split.label_ids
 
 
 def _note(count: int, noun: str, text: str, examples: Iterable[str] = ()) -> Note:

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 import uuid
+import warnings
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -107,6 +108,11 @@ def on_rank0(function, *args, **kwargs):
     return result
 
 
+def broadcast(value):
+    """Returns the value of rank 0 on all ranks."""
+    return on_rank0(lambda: value)
+
+
 def all_reduce_sum(values: list, device: torch.device) -> list[float]:
     """Sums numbers, or tensors of one element, over the ranks. Synchronizes with the device."""
     sums = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
@@ -119,12 +125,13 @@ class StopSignal:
     """SIGTERM or SIGINT requests a stop at the end of the step. A second signal ends the process at once."""
 
     def __init__(self):
-        self.number = 0  # of the signal; 0: no request
+        self.received = 0  # the signal that this process received; 0: none
+        self.number = 0  # the signal that all ranks agreed on
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request)
 
     def _request(self, number, frame) -> None:
-        self.number = number
+        self.received = number
         self.release()
 
     def release(self) -> None:
@@ -138,10 +145,10 @@ class StopSignal:
 
     def agreed(self, cpu_group) -> int:
         """The signal that any rank received, the same on all ranks. Communicates on the CPU: no device sync."""
+        number = torch.tensor([self.received])
         if cpu_group is not None:
-            number = torch.tensor([self.number])
             dist.all_reduce(number, dist.ReduceOp.MAX, group=cpu_group)
-            self.number = int(number)
+        self.number = int(number)
         return self.number
 
 
@@ -201,10 +208,15 @@ def _report_on_rank0_first() -> None:
 
 
 def quiet(progress: bool) -> None:
-    """Turns off the log lines of the libraries, and without `progress` their bars: errors are reported in one line."""
+    """Turns off log lines and warnings of the libraries, and without `progress` their bars.
+
+    Errors are reported in one line.
+    """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
     huggingface_hub.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", message="`broadcast_buffers`")  # torch 2.11 does not have its replacement
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # not modified in place
     if not progress:
         datasets.disable_progress_bars()

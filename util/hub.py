@@ -97,10 +97,11 @@ def _one_line(error: Exception) -> str:
 def push(
     folder: str, repo_id: str, message: str, log: Callable[[str], None], previous: Future | None = None
 ) -> Future | None:
-    """Uploads an output folder without its checkpoints, in the background. Returns a future of the URL or None.
+    """Uploads an output folder without its checkpoints, in the background.
 
-    previous: the future of the upload before. If that has not started, it is cancelled, since only the newest
-    model is wanted. A failure is logged and does not stop training.
+    Returns a future of the URL, or of None if the upload fails. A failure is logged, and training continues.
+    previous: the future of the upload before. It is cancelled if it has not started, since only the newest
+    model is wanted.
     """
     if previous:
         previous.cancel()
@@ -145,9 +146,9 @@ def wait_for_push(future: Future | None, folder: str, repo_id: str, log: Callabl
 
 
 class Publisher:
-    """Writes the model card of a run, and with --push_to_hub uploads the output folder while training continues.
+    """Writes the model card of a run, and with --push_to_hub uploads the output folder during training.
 
-    All ranks create it; uploads are rank 0's. Raises ValueError without login, permission or network.
+    All ranks create it, and rank 0 uploads. Raises ValueError without login, permission or network.
     """
 
     def __init__(self, args, train_set, hardware: str, log: Callable[[str], None]):

@@ -17,7 +17,7 @@ class NonFiniteGuard:
         self.is_fused = bool(optimizer.defaults.get("fused"))
         self.first_step = torch.full((), -1, device=device)  # -1: none
 
-    def may_step(self, grad_norm: torch.Tensor, step: int) -> bool:
+    def allows_step(self, grad_norm: torch.Tensor, step: int) -> bool:
         """grad_norm: of all gradients, summed over ranks. Once it is not finite, no later step changes weights."""
         is_first = (self.first_step < 0) & ~grad_norm.isfinite()
         self.first_step = torch.where(is_first, step, self.first_step)
@@ -30,7 +30,7 @@ class NonFiniteGuard:
         """fp16: the scaler skips steps with overflows and halves its scale. Below 1 it is no overflow but a NaN."""
         self.first_step.fill_(step if loss_scale < 1 else -1)
 
-    def check(self, batches: Sequence, epoch_start: int, window_position: Callable[[int], str]) -> None:
+    def raise_if_nonfinite(self, batches: Sequence, epoch_start: int, window_position: Callable[[int], str]) -> None:
         """Raises ValueError that names the first step with a non-finite gradient and its sentences.
 
         batches: the rows of every step since the step epoch_start. window_position: row -> "file.conll:12". All ranks

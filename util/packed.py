@@ -245,7 +245,7 @@ def choose_packing(
 
 
 def _randomize_head(model: PreTrainedModel) -> list[tuple[nn.Parameter, torch.Tensor]]:
-    """Draws new values for everything behind the encoder and for what is zero. Returns the old values.
+    """Draws new values for everything behind the encoder and for what is almost zero. Returns the old values.
 
     A new module is often initialized so that it has no effect (transitions of 0). The trial must see its effect.
     """
@@ -253,7 +253,7 @@ def _randomize_head(model: PreTrainedModel) -> list[tuple[nn.Parameter, torch.Te
     generator = torch.Generator().manual_seed(0)
     originals = []
     for parameter in model.parameters():
-        if id(parameter) not in encoder or not parameter.any():
+        if id(parameter) not in encoder or not (parameter.abs() > 0.01).any():
             originals.append((parameter, parameter.clone()))
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     return originals

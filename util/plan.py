@@ -11,7 +11,7 @@ class Due(NamedTuple):
     log: bool
     evaluate: bool
     save: bool
-    sync: bool  # the clock waits for the device
+    sync_device: bool  # wait for the device, so that the clock counts finished work
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,15 @@ class Plan:
     is_benchmark: bool
 
     def due(self, step: int, stop: bool) -> Due:
-        """step: the number of steps done. stop: a signal asks the run to stop."""
+        """step: the number of steps done. stop: a signal asked the run to stop, which makes a save due."""
         if self.is_benchmark:
-            return Due(log=False, evaluate=False, save=False, sync=True)
+            return Due(log=False, evaluate=False, save=False, sync_device=True)
         is_last = step == self.total_steps
         log = is_last or step % self.log_every == 0
         evaluate = is_last or step % self.eval_every == 0
         save = stop or step % self.save_every == 0
-        return Due(log, evaluate, save, sync=log or evaluate or save or step % self.steps_per_epoch == 0)
+        ends_epoch = step % self.steps_per_epoch == 0
+        return Due(log, evaluate, save, sync_device=log or evaluate or save or ends_epoch)
 
     def is_done(self, step: int, best_step: int) -> bool:
         """best_step: of the best evaluation so far."""

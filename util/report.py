@@ -12,7 +12,7 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
@@ -34,7 +34,8 @@ _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
 _templates.filters["cell"] = format_cell
-_macros = _templates.get_template("report.html").module  # str() of a result: Markup escapes what it is joined with
+# Macros return Markup, which escapes the strings that it is joined with; the functions below return str.
+_macros: Any = _templates.get_template("report.html").module
 
 # ---------------------------------------------------------------------------------------------------------
 # Gold and predicted entities -> pairs
@@ -95,7 +96,7 @@ class Errors:
     matches: list[Match]
 
     def paired(self) -> tuple[np.ndarray, np.ndarray]:
-        """The gold and the predicted entity of every match, [M, 3] each; -1 in all columns if there is none."""
+        """The gold and the predicted entity of every match, [M, 3] each; -1 in all columns if absent."""
         none = np.full((1, 3), -1)  # appended as the last row, which the row number -1 selects
         gold = np.concatenate([self.gold, none])[[match.gold for match in self.matches]]
         predicted = np.concatenate([self.predicted, none])[[match.predicted for match in self.matches]]
@@ -273,7 +274,8 @@ def render_report(
 def write_report(folder: str, scores: dict, split, predictions: tuple, train_set) -> None:
     """Writes folder/report.html. predictions: predicted and probabilities, as for render_report."""
     title = f"{os.path.basename(os.path.abspath(folder))} on {split.name}"
-    page = render_report(title, scores, split, *predictions, train_set.entities)
+    predicted, probabilities = predictions
+    page = render_report(title, scores, split, predicted, probabilities, train_set.entities)
     atomic_write_text(os.path.join(folder, "report.html"), page)
 
 

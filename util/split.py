@@ -26,7 +26,7 @@ class Split:
     iob1: bool  # the file is in IOB1; tags and labels are converted to IOB2
     num_violations: int  # tags that break the scheme
     first_violations: list[int]  # positions of the first of them
-    label_counts: np.ndarray  # [C] words by tag
+    label_counts: np.ndarray  # [C] words by tag, after the conversion
     windows: Windows
     fingerprint: str  # of what training sees: subwords, labels, and their names
     token_ids: np.ndarray = field(repr=False)  # [U] the subwords that occur
@@ -100,3 +100,9 @@ class Split:
     def entities(self) -> set[tuple[str, str]] | None:
         """The (type, text) of all gold entities. None if the split is too large to hold them."""
         return set(self.entity_texts(*self.spans(self.tags))) if self.num_sentences <= LARGE else None
+
+
+def fingerprint_of(splits: dict[str, Split]) -> dict:
+    """What identifies the data of a run: the label list, and a checksum of every split."""
+    checksums = {f"{name} data": split.fingerprint for name, split in splits.items()}
+    return {"label list": splits["train"].label_list} | checksums

@@ -25,12 +25,14 @@ class StepMeter:
         self.step_start, self.data_wait, self.padded_tokens = time.perf_counter(), 0.0, 0
 
     def fetch(self, loader) -> dict:
-        """The next batch. Waiting for it counts as data wait."""
+        """The next batch, on the device. Waiting for the loader counts as data wait."""
         start = time.perf_counter()
         batch = next(loader)
         self.data_wait += time.perf_counter() - start
         self.padded_tokens += batch["input_ids"].numel()
-        return batch
+        if self.device.type == "cpu":
+            return batch
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def add_loss(self, loss: torch.Tensor) -> None:
         self.loss_sum += loss.detach()

@@ -76,7 +76,7 @@ def tag_chunk(job: TagJob, chunk: list[RawDocument]) -> ChunkOutput:
 
 
 def _parse_chunk(job: TagJob, chunk: list[RawDocument]) -> tuple[list[Document], list[dict]]:
-    """The valid documents and the invalid ones. Raises ValueError for an invalid one without skip_bad_lines."""
+    """The valid and the invalid documents. Without skip_bad_lines, raises ValueError for an invalid one."""
     documents, bad_lines = [], []
     for number, lines in chunk:
         try:
@@ -109,9 +109,9 @@ def tag_file(
 ) -> bool:
     """Tags a file. All ranks call it. With skip_bad_lines, invalid documents are written to OUTPUT.errors.
 
-    fingerprint: what the output depends on, besides the input. Returns False if the output is complete already.
-    Raises ValueError for an invalid document, before anything is written, and for an output that has another
-    fingerprint.
+    fingerprint: what the output depends on, besides the input. Returns False if the output is complete
+    already. Raises ValueError for an invalid document, before anything is written, and for an output that has
+    another fingerprint.
     """
     input_digest, chunk_sizes = _check_input(job, input_file)
     fingerprint = fingerprint | {"input": input_digest}
@@ -146,7 +146,7 @@ def tag_file(
 
 
 def _check_input(job: TagJob, input_file: str) -> tuple[str, list[int]]:
-    """A checksum of the input, and the number of documents of its chunks. Raises ValueError for an invalid one."""
+    """A checksum of the input, and the sizes of its chunks. Raises ValueError for an invalid document."""
     digest, chunk_sizes = hashlib.sha256(), []
     with open(input_file, "rb") as file:
         for chunk in read_chunks(file, job.input_format):

@@ -30,4 +30,4 @@ def log_hparams(writer, args, global_batch_size: int, encoder_name: str, results
         settings = {name: getattr(args, name) for name in HPARAMS}
         settings |= {"global_batch_size": global_batch_size, "model": encoder_name}
         for summary in hparams(settings, final):
-            writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
+            writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
