@@ -147,7 +147,7 @@ CHANGES = {
     "freeze, then unfreeze": Change(
         "train.py",
         """
-     for group in optimizer.param_groups:
+     for group in optimizer.param_groups:  # lr_scale: see parameter_groups
          group["peak_lr"] = group["lr"] * group.get("lr_scale", 1.0)
 +    encoder = [p for p in raw_model.base_model.parameters() if p.requires_grad]
 @@
@@ -200,8 +200,10 @@ CHANGES = {
      train_used_embeddings(raw_model, np.append(train_set.token_ids, pad_values["input_ids"]))
 +    raw_model = get_peft_model(raw_model, LoraConfig(task_type="TOKEN_CLS", r=8))
 @@
-+    model = copy.deepcopy(model).merge_and_unload()
-     weights = modeling.full_state_dict(model)
+                     state.best_step, state.best_scores = state.step, scores
+-                    modeling.save_model(raw_model, tokenizer, args.output_dir)
++                    merged = copy.deepcopy(raw_model).merge_and_unload()
++                    modeling.save_model(merged, tokenizer, args.output_dir)
 """,
     ),
     "CRF": Change(

@@ -615,6 +615,14 @@ def test_only_code_that_computes_something_else_invalidates_the_cache(project, c
 
 # ---- a second column of labels
 
+STRICT_MODEL = """
+import transformers
+forward = transformers.BertForTokenClassification.forward
+def strict_forward(self, *args, **kwargs):
+    assert "type_labels" not in kwargs, "BERT ignores unknown arguments, other encoders raise an error"
+    return forward(self, *args, **kwargs)
+transformers.BertForTokenClassification.forward = strict_forward
+"""
 NOTE_BATCHES = """
 import json, os, data
 split_labels = data.split_labels
@@ -637,7 +645,7 @@ def test_a_second_column_of_labels_reaches_the_loop(packing, project, corpus, en
     flags += ["--max_steps", 3, "--per_device_train_batch_size", 15]
     project.run("train.py", *flags, "--output_dir", "unchanged", ranks=2)
     make_change(project, "a second column of labels")
-    project.run("train.py", *flags, "--output_dir", "changed", ranks=2, before=NOTE_BATCHES)
+    project.run("train.py", *flags, "--output_dir", "changed", ranks=2, before=STRICT_MODEL + NOTE_BATCHES)
     num_labelled = 0
     for rank in range(2):
         lines = [json.loads(line) for line in (project.folder / f"batches.{rank}").read_text().splitlines()]
@@ -655,3 +663,5 @@ def test_a_second_column_of_labels_reaches_the_loop(packing, project, corpus, en
     before, after = results(project.folder / "unchanged"), results(project.folder / "changed")
     same = {name for name in before if "runtime" not in name and "per_second" not in name and name != "code"}
     assert {name: before[name] for name in same} == {name: after[name] for name in same}
+    command = ["changed", "--input_file", corpus["--test_file"], "--evaluate", "--precision", "fp32"]
+    assert f"words, loss {before['test_loss']:.4f}, accuracy" in project.run("infer.py", *command, before=STRICT_MODEL)

@@ -1,11 +1,9 @@
 """Large sources are read in blocks, by several processes: each block becomes an Arrow file of sentences."""
 
 import contextlib
-import ctypes
 import hashlib
 import itertools
 import os
-import signal
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -15,6 +13,7 @@ from datasets.utils import tqdm
 
 from util.annotations import FEATURES, Columns, sentences
 from util.formats import BLANKS, Block, Reader
+from util.workers import exit_with_parent
 
 BLOCK_SIZE = 16 * 2**20  # bytes at least, about 70,000 sentences
 ROWS_PER_BLOCK = 100_000  # at least, of formats without lines
@@ -90,15 +89,9 @@ def write_blocks(tasks: list[BlockTask], num_proc: int) -> None:
                 _write_block(task)
                 progress_bar.update()
             return
-        with ProcessPoolExecutor(num_proc, get_context("fork"), exit_with_parent) as pool:
+        with ProcessPoolExecutor(num_proc, get_context("fork"), exit_with_parent, (os.getpid(),)) as pool:
             for _ in pool.map(_write_block, tasks):
                 progress_bar.update()
-
-
-def exit_with_parent() -> None:
-    """Ends a worker process when its parent is killed (Linux, PR_SET_PDEATHSIG). Ignores Ctrl-C in the worker."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _write_block(task: BlockTask) -> None:

@@ -19,10 +19,10 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 
 from util.annotations import source_position
-from util.blocks import exit_with_parent
 from util.code_digest import code_digest
 from util.sources import cached
 from util.tag_schemes import SchemeEvidence, iob1_to_iob2, make_label_list, scheme_evidence
+from util.workers import forks_exit_with_this_process
 
 LARGE = 100_000  # sentences above which passes use several processes
 PART_SIZE = 1_000_000  # rows that are cached together; an interrupted pass keeps its finished parts
@@ -45,18 +45,19 @@ def map_in_parts(dataset: Dataset, function, key: str, batch_size: int, desc: st
         part = dataset.select(range(start, min(start + PART_SIZE, len(dataset))))
         processes = num_processes(len(part))
         try:
-            mapped = part.with_format("arrow").map(
-                _map_batch,
-                with_indices=True,
-                batched=True,
-                batch_size=batch_size,
-                writer_batch_size=batch_size,
-                remove_columns=dataset.column_names,
-                fn_kwargs={"function": function, "first_row": start, "parent": os.getpid(), **fn_kwargs},
-                num_proc=processes if processes > 1 else None,
-                desc=desc,
-                **cached(Hasher.hash((key, start, len(part)))),
-            )
+            with forks_exit_with_this_process():
+                mapped = part.with_format("arrow").map(
+                    _map_batch,
+                    with_indices=True,
+                    batched=True,
+                    batch_size=batch_size,
+                    writer_batch_size=batch_size,
+                    remove_columns=dataset.column_names,
+                    fn_kwargs={"function": function, "first_row": start, **fn_kwargs},
+                    num_proc=processes if processes > 1 else None,
+                    desc=desc,
+                    **cached(Hasher.hash((key, start, len(part)))),
+                )
         except RuntimeError as error:
             if "abruptly died" not in str(error):
                 raise
@@ -65,9 +66,7 @@ def map_in_parts(dataset: Dataset, function, key: str, batch_size: int, desc: st
     return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 
-def _map_batch(table: pa.Table, indices: list[int], function, first_row: int, parent: int, **fn_kwargs) -> pa.Table:
-    if os.getpid() != parent:  # in a worker process
-        exit_with_parent()
+def _map_batch(table: pa.Table, indices: list[int], function, first_row: int, **fn_kwargs) -> pa.Table:
     return function(table, first_row + indices[0], **fn_kwargs)
 
 
