@@ -350,14 +350,15 @@ class Mixer(nn.Module):
         self.kind = kind
         if kind == "LSTM":
             self.mix = nn.LSTM(size, size // 2, bidirectional=True, batch_first=True)
-        elif kind == "convolution":
+        elif kind.endswith("convolution"):
             self.mix = nn.Conv1d(size, size, 3, padding=1)
+            self.gate = nn.Parameter(torch.tensor(-20.0 if kind == "gated convolution" else 20.0))  # closed or open
         else:
             self.mix = nn.MultiheadAttention(size, 2, batch_first=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.kind == "convolution":
-            return x + self.mix(x.mT).mT
+        if self.kind.endswith("convolution"):
+            return x + self.gate.sigmoid() * self.mix(x.mT).mT
         if self.kind == "LSTM":
             return x + self.mix(x)[0]
         return x + self.mix(x, x, x)[0]
@@ -398,7 +399,8 @@ def snapshot(model) -> tuple:
     return weights, (modes, gradients, model.config._attn_implementation, torch.get_rng_state().tolist())
 
 
-MIXERS = ["CRF", "LSTM", "convolution", "attention", "LSTM in the encoder", "convolution in the encoder"]
+MIXERS = ["CRF", "LSTM", "convolution", "gated convolution", "attention"]
+MIXERS += ["LSTM in the encoder", "convolution in the encoder"]
 
 
 @pytest.mark.parametrize("scale", [1, 1e-6, 0], ids=["random", "tiny", "zero"])
@@ -561,10 +563,10 @@ def test_an_output_folder_of_other_code_gives_a_warning(project, flags):
     assert "resumed from" in resumed and resumed.count(WARNING) == 1
 
     finished = project.run("train.py", *flags)
-    assert "holds this run, finished" in finished and WARNING not in finished
+    assert "already contains this finished run" in finished and WARNING not in finished
     project.edit("train.py", (edit_flag, flag.format("other") + edit_flag))
     finished = project.run("train.py", *flags)
-    assert "holds this run, finished" in finished and finished.count(WARNING) == 1
+    assert "already contains this finished run" in finished and finished.count(WARNING) == 1
     refused = project.start("train.py", *flags, "--other_flag", 2).wait()
     assert refused.code == 2 and "holds another run: its --other_flag is 1.0, not 2.0" in refused.stderr
 
