@@ -226,9 +226,8 @@ def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
     tagger.tokenizer.model_max_length = tagger.window_size
     split = data.make_split(args.input_file, sentences, statistics, label_list, tagger.tokenizer, args.stride)
 
-    pad_values = {"input_ids": tagger.tokenizer.pad_token_id or 0, "labels": data.IGNORED}
-
     def collate(features: list[dict]) -> dict:
+        pad_values = {"input_ids": tagger.tokenizer.pad_token_id or 0, "labels": data.IGNORED}
         batch = data.collate(features, pad_values)
         batch["labels"].clamp_(max=len(tagger.label_list) - 1)  # unknown labels have no logit, hence no loss
         return batch

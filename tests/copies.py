@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 LIBRARIES = ["datasets", "peft", "seqeval.metrics", "torch.utils.tensorboard", "torch.distributed.fsdp", "transformers"]
 LIBRARIES += ["transformers.models.bert.modeling_bert"]
 
-# Runs before main(): the process kills itself before the step of this index, unless it is the second attempt.
+# Python code for `before`: the process kills itself before the step of this index.
 KILL = """
 import signal, train
 original_seed = train.dropout_seed

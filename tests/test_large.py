@@ -315,6 +315,26 @@ def killed_at_third_call(*arguments, **options):
     assert {name: now[name] for name in finished} == finished and len(now) > len(finished)
 
 
+def test_ctrl_c_does_not_wait_for_blocks_that_are_being_read(command, tmp_path):
+    code = f"""
+import time
+def slow(task):
+    open(os.path.join({str(tmp_path)!r}, "reading"), "w").close()
+    time.sleep(60)
+blocks._write_block = slow
+"""
+    process = command(tmp_path / "cache", code)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "reading").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    workers = children_of(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT and errors.endswith("KeyboardInterrupt\n")
+    assert workers and not any(is_running(worker) for worker in workers)
+
+
 # ---- order and memory
 
 

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import os
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -90,8 +90,13 @@ def write_blocks(tasks: list[BlockTask], num_proc: int) -> None:
                 progress_bar.update()
             return
         with ProcessPoolExecutor(num_proc, get_context("fork"), exit_with_parent, (os.getpid(),)) as pool:
-            for _ in pool.map(_write_block, tasks):
-                progress_bar.update()
+            try:
+                for _ in pool.map(_write_block, tasks):
+                    progress_bar.update()
+            except KeyboardInterrupt:
+                for worker in active_children():  # they would finish their blocks first
+                    worker.terminate()
+                raise
 
 
 def _write_block(task: BlockTask) -> None:
