@@ -19,7 +19,7 @@ FEATURES = Features(
     {
         "tokens": List(Value("string")),
         "tags": List(Value("string")),
-        "lines": List(Value("int32")),  # of the source: one a word, or one for all words, or none
+        "lines": List(Value("int32")),  # of the source: one per word, or one for all words, or none
         "notes": List(Value("string")),  # "what was done: to what"
     }
 )

@@ -82,7 +82,7 @@ def add_switch(group, name: str, help: str) -> None:
 
 
 def expand_flag_file(argv: list[str]) -> list[str]:
-    """Replaces a YAML or JSON file of flags in first position by its flags. Flags behind it win."""
+    """Replaces a YAML or JSON file of flags in first position by its flags. Flags after it override it."""
     if not argv or not argv[0].endswith((".yaml", ".yml", ".json")):
         return argv
     with open(argv[0], encoding="utf-8") as file:

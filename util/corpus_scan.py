@@ -21,17 +21,17 @@ from datasets.fingerprint import Hasher
 from util.annotations import source_position
 from util.code_digest import code_digest
 from util.sources import cached
-from util.tag_schemes import SchemeEvidence, iob1_to_iob2, make_label_list, scheme_evidence
+from util.tag_schemes import NUM_EXAMPLES, SchemeEvidence, iob1_to_iob2, make_label_list, scheme_evidence
 from util.workers import forks_exit_with_this_process
 
-LARGE = 100_000  # sentences above which passes use several processes
+MULTIPROCESS_ABOVE = 100_000  # rows; fewer are mapped in one process
 PART_SIZE = 1_000_000  # rows that are cached together; an interrupted pass keeps its finished parts
 SCAN_BATCH_SIZE = 10_000
 
 
 def num_processes(num_rows: int) -> int:
     """One process for small corpora, since starting others takes longer; else one per usable core."""
-    return len(os.sched_getaffinity(0)) if num_rows > LARGE else 1
+    return len(os.sched_getaffinity(0)) if num_rows > MULTIPROCESS_ABOVE else 1
 
 
 def map_in_parts(dataset: Dataset, function, key: str, batch_size: int, desc: str, **fn_kwargs) -> Dataset:
@@ -109,7 +109,7 @@ def tag_statistics(sentences: Dataset, source_name: str) -> TagStatistics:
         total.evidence = total.evidence + SchemeEvidence(**row["evidence"])
         for what, (count, examples) in row["notes"].items():
             before, shown = total.notes.get(what, (0, []))
-            total.notes[what] = (before + count, (shown + examples)[:3])
+            total.notes[what] = (before + count, (shown + examples)[:NUM_EXAMPLES])
     return total
 
 
@@ -145,7 +145,7 @@ def _count_notes(table: pa.Table, first_row: int, source_name: str) -> dict[str,
         for note in table["notes"][i].as_py():
             what, _, example = note.partition(": ")
             count, examples = notes.get(what, (0, []))
-            notes[what] = (count + 1, (examples + [f"{position} {example}"])[:3])
+            notes[what] = (count + 1, (examples + [f"{position} {example}"])[:NUM_EXAMPLES])
     return notes
 
 

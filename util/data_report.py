@@ -103,9 +103,7 @@ def _notes(split, max_length: int) -> list[Note]:
 
 def _transition(split, position: int) -> str:
     """The word at this position of the split -> "dev.conll:5 'York' I-LOC after B-PER"."""
-    ends = np.cumsum(split.lengths)
-    row = int(np.searchsorted(ends, position, side="right"))
-    index = position - int(ends[row] - split.lengths[row])
+    row, index = split.locate(position)
     tags = split.sentences[row]["tags"]
     place, word = split.word(position)
     return f"{place} {word!r} {tags[index]} after {tags[index - 1] if index else 'the start'}"

@@ -40,7 +40,7 @@ class Tagged(NamedTuple):
     """What a model finds in a document."""
 
     entities: list[dict]  # {"entity_group" or "entity", "score", "word", "start", "end"}
-    tags: list[str]  # one a word
+    tags: list[str]  # one per word
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 A reader is a generator. For every sentence it yields (lines, record):
 
-    lines   numbers of the lines that hold the sentence: one a word, or one for all words, or none (Parquet)
+    lines   numbers of the lines that hold the sentence: one per word, or one for all words, or none (Parquet)
     record  its columns by name, for example {"tokens": ["EU", "says"], "tags": ["B-ORG", "O"]}
 
 Readers raise ValueError("FILE:LINE: reason"). A large file is read in blocks, by several processes.

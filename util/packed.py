@@ -203,7 +203,7 @@ def enable_packing(model: PreTrainedModel, max_length: int) -> tuple[Packing | N
     """Switches the model to packed attention if that computes the logits of a padded batch.
 
     Returns (None, the reason) and leaves the model as it was where the logits differ or the encoder raises: if its
-    attention is its own (DeBERTa, XLNet), if it computes positions itself, or if a module behind the encoder mixes
+    attention is its own (DeBERTa, XLNet), if it computes positions itself, or if a module after the encoder mixes
     tokens (a CRF, an LSTM), which would then mix sentences. A trial needs no list of names that goes out of date.
     """
     implementation, was_training = model.config._attn_implementation, model.training
@@ -245,7 +245,7 @@ def choose_packing(
 
 
 def _randomize_head(model: PreTrainedModel) -> list[tuple[nn.Parameter, torch.Tensor]]:
-    """Draws new values for everything behind the encoder and for what is almost zero. Returns the old values.
+    """Draws new values for everything after the encoder and for what is almost zero. Returns the old values.
 
     A new module is often initialized so that it has no effect (transitions of 0). The trial must see its effect.
     """

@@ -44,7 +44,7 @@ ADVICE = "choose another --output_dir, or --overwrite_output_dir"
 
 
 def atomic_write_text(path: str, text: str) -> None:
-    """Writes a file so that its name never stands for half of it."""
+    """Writes a file atomically: the path never holds a part of the text."""
     with open(path + ".new", "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

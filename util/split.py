@@ -1,4 +1,4 @@
-"""A split of a corpus, ready to train or to evaluate on: sentences, labels, windows, and where each word stands."""
+"""A split of a corpus: its sentences, labels and windows, and the position of each word in its source."""
 
 import functools
 from dataclasses import dataclass, field
@@ -52,31 +52,35 @@ class Split:
 
     @functools.cached_property
     def tags(self) -> np.ndarray:
-        """[W] the gold label id of every word. Training does not need it: 8 bytes a word, made on first use."""
+        """[W] the gold label id of every word. Training does not need it: 8 bytes per word, computed on first use."""
         words = pc.list_flatten(column(self.sentences, "tags"))
         tags = pc.index_in(words, value_set=pa.array(self.label_list)).to_numpy().astype(np.int64)
         return iob1_to_iob2(tags, self.lengths, self.label_list) if self.iob1 else tags
 
-    def word(self, position: int) -> tuple[str, str]:
-        """A word by its position in the file -> where it stands (file:line), and the word."""
+    def locate(self, position: int) -> tuple[int, int]:
+        """A word by its number in the split -> the number of its sentence, and its index there."""
         ends = np.cumsum(self.lengths)
         row = int(np.searchsorted(ends, position, side="right"))
-        index = position - int(ends[row] - self.lengths[row])
+        return row, position - int(ends[row] - self.lengths[row])
+
+    def word(self, position: int) -> tuple[str, str]:
+        """A word by its number in the split -> its position in messages (file:line), and the word."""
+        row, index = self.locate(position)
         sentence = self.sentences[row]
         return source_position(self.name, sentence["lines"], row, index), sentence["tokens"][index]
 
     def sentence(self, row: int) -> tuple[str, list[str]]:
-        """A sentence by its number -> where it stands, and its words."""
+        """A sentence by its number -> its position in messages, and its words."""
         sentence = self.sentences[row]
         return source_position(self.name, sentence["lines"], row), sentence["tokens"]
 
     def window_position(self, row: int) -> str:
-        """Where the sentence of a window stands."""
+        """The position of the sentence of a window, for messages."""
         sentence = np.flatnonzero(self.lengths)[np.count_nonzero(self.windows.subwords[: row + 1]) - 1]
         return self.sentence(int(sentence))[0]
 
     def spans(self, tags: np.ndarray) -> tuple[np.ndarray, list[str]]:
-        """tags [W] -> entities [E, 3]: first word, the word behind the last, type; and the names of the types.
+        """tags [W] -> entities [E, 3]: first word, the word after the last, type; and the names of the types.
 
         With plain tags, every word is an entity.
         """

@@ -48,7 +48,7 @@ def continuation_ids(label_list: list[str]) -> np.ndarray:
 
 
 class _Context(NamedTuple):
-    prefixes: np.ndarray  # [W] one letter a word; O for tags without prefix
+    prefixes: np.ndarray  # [W] one letter per word; O for tags without prefix
     prev_prefixes: np.ndarray  # [W] of the word before; O at the start of a sentence
     same_type_as_prev: np.ndarray  # [W] whether the word before has the same entity type
 

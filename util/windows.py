@@ -12,7 +12,7 @@ from util.corpus_scan import column
 
 
 class Windows(torch.utils.data.Dataset):
-    """[i] -> {"input_ids": [L], "labels": [L]}, and any other column with one value a subword.
+    """[i] -> {"input_ids": [L], "labels": [L]}, and any other column with one value per subword.
 
     dataset: the result of data.tokenize_batch, which describes its columns.
     """
