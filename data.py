@@ -44,6 +44,7 @@ from util.tag_schemes import continuation_ids, decide_scheme, iob1_to_iob2, make
 from util.tokenizer import encode, load_encoder, special_tokens
 from util.windows import Windows
 
+EVAL_TOKENS = 2**15  # of an evaluation batch, padding included: 64 rows of 512
 IGNORED = -100  # the label of a position that counts neither in the loss nor in the scores
 TOKEN_COLUMNS = ("input_ids", "labels")  # a second label column is named here and filled in tokenize_batch
 SENTENCE_COLUMNS = ("subwords", "unknown_words", "dropped_words", "truncated_words")
@@ -68,12 +69,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> dict[str, argparse._Argum
     add_switch(groups["data"], "--widen_spans", "widen spans that cut a word to the whole word; else an error")
     add_switch(groups["data"], "--label_all_tokens", "train on all subwords of a word, not only the first")
     add("--max_seq_length", type=arguments.positive_int, help="subwords in a window (the encoder's limit)")
-    add(
-        "--stride",
-        type=arguments.non_negative_int,
-        default=64,
-        help="overlap of the windows of a sentence, in subwords",
-    )
+    add("--stride", type=arguments.non_negative_int, default=64, help="subwords by which windows of a sentence overlap")
     groups["model"].add_argument("--model_name_or_path", help="Hub id or folder (the packaged MiniLM)")
     add = groups["optimization"].add_argument
     add("--per_device_train_batch_size", type=arguments.positive_int, default=16, help="sentences")
@@ -315,18 +311,18 @@ def micro_batches(batches: EpochBatches, first_step: int, accumulation: int, ran
 
 
 def eval_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
-    """All rows in batches of at most `size`, the longest first, so that a lack of memory shows at once.
+    """All rows in batches of at most `size` rows and EVAL_TOKENS tokens, the longest first.
 
-    A row of less than half the length of its batch's longest row begins the next batch: a long document does not pad
-    short sentences.
+    A lack of memory thus shows at once. A row of less than half the length of its batch's longest row begins the next
+    batch: a long document does not pad short sentences.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
-        is_similar = 2 * lengths[order[start : start + size]] >= lengths[order[start]]
-        end = start + np.count_nonzero(is_similar)
-        batches.append(order[start:end])
-        start = end
+        longest = lengths[order[start]]
+        rows = order[start : start + max(1, min(size, EVAL_TOKENS // longest))]
+        batches.append(rows[2 * lengths[rows] >= longest])
+        start += len(batches[-1])
     return batches
 
 

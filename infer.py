@@ -28,6 +28,7 @@ import model as modeling
 from util import documents, report
 from util.arguments import ArgumentParser, non_negative_int, positive_int
 from util.corpus_scan import tag_statistics
+from util.device import pick_device, synchronize, to_device
 from util.distributed import Ranks, exit_on_error, get_ranks, join_process_group, quiet
 from util.documents import Document, Tagged
 from util.run_dir import CONFIG_FILE, atomic_write_text
@@ -50,8 +51,7 @@ class Tagger:
     """
 
     def __init__(self, model_name_or_path: str, batch_size=32, stride=64, precision="auto"):
-        has_gpu = torch.cuda.is_available()
-        self.device = torch.device("cuda", get_ranks().local_rank) if has_gpu else torch.device("cpu")
+        self.device = pick_device()
         self.tokenizer = load_tokenizer(model_name_or_path)
         self.model = modeling.from_pretrained(model_name_or_path).to(self.device).eval()
         id2label = self.model.config.id2label
@@ -104,23 +104,27 @@ class Tagger:
 
         pad_values = {"input_ids": self.tokenizer.pad_token_id or 0, "word_ids": -1}
         lengths = np.array([len(window["input_ids"]) for window in windows], int)
-        batch_probabilities = [np.empty((0, len(self.label_list)), np.float32)]
+        batch_probabilities = [torch.empty(0, len(self.label_list))]
         batch_word_ids = [np.empty(0, int)]
         for rows in data.eval_batches(lengths, self.batch_size):
             batch = data.collate([windows[row] for row in rows], pad_values)
-            word_ids = batch.pop("word_ids")  # [B, L]
+            word_ids = batch.pop("word_ids").flatten()  # [B * L]
+            position = (word_ids >= 0).nonzero()[:, 0]
+            batch = to_device(batch | {"position": position}, self.device)
+            subwords = batch.pop("position")
             with self.autocast:
-                logits = self.model(**{name: tensor.to(self.device) for name, tensor in batch.items()}).logits
-            inside = word_ids >= 0
-            batch_probabilities.append(logits[inside.to(self.device)].float().softmax(-1).cpu().numpy())
-            batch_word_ids.append(word_ids[inside].numpy())
+                logits = self.model(**batch).logits
+            logits = logits.flatten(0, 1).index_select(0, subwords).float()
+            batch_probabilities.append(logits.softmax(-1).to("cpu", non_blocking=True))
+            batch_word_ids.append(word_ids[position].numpy())
+        synchronize(self.device)  # the host waits once for a GPU
         # Batches are sorted by length. The sort restores the order of words; being stable, it keeps the order
         # of their subwords.
         all_word_ids = np.concatenate(batch_word_ids)
         order = np.argsort(all_word_ids, kind="stable")
         num_tagged = len(np.unique(all_word_ids))
         assert num_tagged == num_words, f"{num_tagged} of {num_words} words tagged"
-        return np.concatenate(batch_probabilities)[order], all_word_ids[order]
+        return torch.cat(batch_probabilities).numpy()[order], all_word_ids[order]
 
     def _word_entities(self, documents: list[Document], votes: "Votes") -> list[list[dict]]:
         """Words of the same entity -> one entity. Its score is the mean over the scores of its words."""
@@ -152,11 +156,7 @@ class Tagger:
             for (word_start, _), word_offsets in zip(document.words, offsets):
                 for i, (start, end) in enumerate(word_offsets[: next(num_subwords)]):
                     start, end = word_start + start, word_start + end
-                    entity = {
-                        "entity": self.label_list[next(labels)],
-                        "score": next(scores),
-                        "index": index + i,
-                    }
+                    entity = {"entity": self.label_list[next(labels)], "score": next(scores), "index": index + i}
                     entity |= {"word": document.text[start:end], "start": start, "end": end}
                     if entity["entity"] != "O":
                         entities[-1].append(entity)
@@ -274,7 +274,7 @@ def get_args() -> argparse.Namespace:
     add("--evaluate", action="store_true", help="score a labelled --input_file of any format of train.py")
     add("--skip_bad_lines", action="store_true", help="write them to OUTPUT_FILE.errors; else an error")
     add("--stride", type=non_negative_int, help="subwords by which windows overlap (as in training, 64)")
-    add("--batch_size", type=positive_int, default=32, help="windows (32)")
+    add("--batch_size", type=positive_int, default=32, help="windows, at most 32,768 tokens (32)")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(auto)")
     args = parser.parse_args()
     if bool(args.text) == bool(args.input_file):
@@ -295,11 +295,12 @@ def get_args() -> argparse.Namespace:
 @exit_on_error
 def main() -> None:
     quiet(progress=False)
+    exit_on_error.batch_flag = "--batch_size"
     ranks = get_ranks()
     args = get_args()
     tagger = Tagger(args.model, args.batch_size, args.stride, args.precision)
     if ranks.world_size > 1:
-        join_process_group("gloo", ranks, timedelta(minutes=30))
+        join_process_group(ranks, timedelta(minutes=30))
     if args.evaluate:
         evaluate(tagger, args, ranks)
         return

@@ -13,26 +13,44 @@ from seqeval.scheme import BILOU, IOB2, IOBES
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
+from util.device import synchronize, to_device
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Predictions
 
 
 def decode(logits: torch.Tensor, labels: torch.Tensor, token_loss) -> tuple[torch.Tensor, ...]:
-    """logits [B, L, C], labels [B, L] -> of the W words with a label: predicted ids [W], probabilities [W], losses [W].
-
-    The words are the positions whose label is not -100, row by row. The prediction is the argmax.
-    """
-    is_word = labels != -100
-    logits = logits[is_word].float()  # [W, C]
-    losses = token_loss(logits, labels[is_word], reduction="none")
-    return logits.argmax(-1), logits.softmax(-1).amax(-1), losses
+    """logits [W, C] and labels [W] of W words -> predicted ids [W], the argmax; their probabilities [W]; losses [W]."""
+    logits = logits.float()
+    return logits.argmax(-1), logits.softmax(-1).amax(-1), token_loss(logits, labels, reduction="none")
 
 
 def has_near_tie(logits: torch.Tensor) -> torch.Tensor:
-    """16-bit logits [B, L, C] -> [B, L], True where rounding may swap the two best labels: 4 bf16 spacings (2^-8)."""
+    """16-bit logits [W, C] -> [W], True where rounding may swap the two best labels: 4 bf16 spacings (2^-8)."""
+    if logits.dtype == torch.float32:
+        return logits.new_zeros(len(logits), dtype=torch.bool)
     logits = logits.float()
     best = logits.topk(min(2, logits.shape[-1]), -1).values
     return best[..., 0] - best[..., -1] <= 2**-6 * logits.abs().amax(-1)
+
+
+def predict_batch(model, batch: dict, autocast, token_loss) -> torch.Tensor:
+    """A batch on the CPU -> of its W words [W, 4] int32: predicted id, bits of probability and loss, near tie.
+
+    The words are the positions whose label is not -100, row by row. Labels are known on the CPU: looking them up on a
+    GPU would make the host wait. The result is still on its way to the CPU: call synchronize before reading it.
+    """
+    labels = batch["labels"].flatten()
+    position = (labels != -100).nonzero()[:, 0]  # [W] in the flattened batch
+    inputs = to_device({name: tensor for name, tensor in batch.items() if name != "labels"}, model.device)
+    words = to_device({"position": position, "labels": labels[position]}, model.device)
+    with autocast:
+        logits = model(**inputs).logits  # [B, L, C]
+    logits = logits.flatten(0, 1).index_select(0, words["position"])
+    predicted, probabilities, losses = decode(logits, words["labels"], token_loss)
+    # One integer tensor for one copy and one collective: the bits of fp32 numbers are stored as int32.
+    columns = [predicted.int(), probabilities.view(torch.int32), losses.view(torch.int32), has_near_tie(logits).int()]
+    return torch.stack(columns, dim=1).to("cpu", non_blocking=True)
 
 
 @torch.no_grad()
@@ -42,7 +60,7 @@ def predict(
     """Predicts all words of a split. Batches (row numbers of `windows`) are distributed over the ranks in turn.
 
     Returns on rank 0 predicted ids [W], probabilities [W] and losses [W] in the order of the file, on other ranks
-    None. The only collective is the gather at the end, except under FSDP.
+    None. The only collective is the gather at the end, except under FSDP. The host waits twice for a GPU.
     """
     model.eval()
     my_batches = list(batches[rank::world_size])
@@ -51,28 +69,32 @@ def predict(
         most = -(-len(batches) // world_size)
         my_batches += [np.empty(0, int)] * (most - len(my_batches))
     loader = DataLoader(windows, batch_sampler=my_batches, collate_fn=collate)
-    words = [torch.empty(0, 4, dtype=torch.int32)]
-    for rows, batch in zip(my_batches, loader):
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        labels = batch.pop("labels")
-        with autocast:
-            logits = model(**batch).logits
-        # In 16 bits two labels may tie, and padding, which differs by batch, would decide. These rows are computed
-        # again in fp32. (Not under FSDP: it has no fp32 weights to compute with.)
-        if not is_sharded and logits.dtype != torch.float32:
-            again = (has_near_tie(logits) & (labels != -100)).any(1)
-            if again.any():
-                logits = logits.float()
-                logits[again] = model(**{name: tensor[again] for name, tensor in batch.items()}).logits
-        predicted, probabilities, losses = (tensor.cpu() for tensor in decode(logits, labels, token_loss))
-        positions = torch.from_numpy(windows.word_positions(rows)).int()
-        # One integer tensor for one collective: the bits of fp32 numbers are stored as int32.
-        columns = [positions, predicted.int(), probabilities.view(torch.int32), losses.view(torch.int32)]
-        words.append(torch.stack(columns, dim=1))
+    words = [predict_batch(model, batch, autocast, token_loss) for batch in loader]
+    synchronize(model.device)
+    if not is_sharded:  # FSDP has no fp32 weights to compute with
+        predict_ties_again(model, windows, my_batches, words, collate, token_loss)
+    positions = [torch.from_numpy(windows.word_positions(rows)).int() for rows in my_batches]
+    columns = [torch.cat([position[:, None], found[:, :3]], 1) for position, found in zip(positions, words)]
     # Every rank counts the words of all ranks: gather needs the largest number, without another collective.
     words_per_rank = [sum(windows.num_labels[rows].sum() for rows in batches[r::world_size]) for r in range(world_size)]
-    gathered = gather(torch.cat(words).to(model.device), longest=int(max(words_per_rank)))
+    gathered = gather(torch.cat([torch.empty(0, 4, dtype=torch.int32), *columns]), longest=int(max(words_per_rank)))
     return in_file_order(gathered, int(windows.num_labels.sum())) if rank == 0 else None
+
+
+def predict_ties_again(model, windows, batches, words: list[torch.Tensor], collate, token_loss) -> None:
+    """Replaces the results of rows with a near tie by those in fp32: padding, which differs by batch, would decide."""
+    fp32 = torch.autocast(model.device.type, enabled=False)
+    exact = []
+    for rows, found in zip(batches, words):
+        if found[:, 3].any():
+            batch = collate([windows[row] for row in rows])
+            row_of_word = (batch["labels"] != -100).nonzero()[:, 0]  # [W]
+            again = row_of_word[found[:, 3].bool()].unique()
+            batch = {name: tensor[again] for name, tensor in batch.items()}
+            exact.append((found, torch.isin(row_of_word, again), predict_batch(model, batch, fp32, token_loss)))
+    synchronize(model.device)
+    for found, is_again, results in exact:
+        found[is_again] = results
 
 
 def gather(words: torch.Tensor, longest: int) -> torch.Tensor:
@@ -99,7 +121,7 @@ def in_file_order(words: torch.Tensor, num_words: int) -> tuple[np.ndarray, ...]
 
     Returns predicted ids, probabilities and losses [W]. Asserts that every word occurs exactly once.
     """
-    position, predicted, probability, loss = words.cpu().T.contiguous()
+    position, predicted, probability, loss = words.T.contiguous()
     times = np.bincount(position.numpy(), minlength=num_words)
     wrong = np.count_nonzero(times != 1)
     assert len(times) == num_words and wrong == 0, f"{wrong} of {num_words} words not predicted exactly once"

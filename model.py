@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
 
+from util import packed  # noqa: F401 - registers "packed_sdpa"
 from util.distributed import on_rank0
 from util.partial_embedding import merge_embeddings
 from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_rank0
@@ -37,6 +38,8 @@ def from_pretrained(name: str | None, config=None, **options) -> PreTrainedModel
         model = AutoModelForTokenClassification.from_config(**options)
     else:
         model = AutoModelForTokenClassification.from_pretrained(name, **options)
+    if torch.cuda.is_available() and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("packed_sdpa")  # the same for padded batches, without waiting for the GPU
     # All models of train.py and infer.py are made here: attach what both of them compute, such as a CRF.
     return model
 
@@ -100,32 +103,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-
-
-def unreached_parameters(model: PreTrainedModel, autocast) -> list[str]:
-    """Names of the encoder's parameters that no logit depends on, such as XLNet's mask_emb."""
-    was_training = model.training
-    model.eval()
-    with autocast:
-        model(input_ids=torch.ones(1, 4, dtype=torch.long, device=model.device)).logits.sum().backward()
-    encoder = {id(parameter) for parameter in model.base_model.parameters()}
-    names = [name for name, p in model.named_parameters() if p.grad is None and p.requires_grad and id(p) in encoder]
-    model.zero_grad(set_to_none=True)
-    model.train(was_training)
-    return names
-
-
-def freeze_unreached_parameters(model: PreTrainedModel, autocast, log) -> None:
-    """Freezes the encoder's parameters that no logit depends on, since DDP would wait for their gradients.
-
-    Parameters outside the encoder are not frozen: a head that is attached for an auxiliary loss is to be trained,
-    although no logit depends on it.
-    """
-    names = on_rank0(unreached_parameters, model, autocast)
-    for name in names:
-        model.get_parameter(name).requires_grad_(False)
-    if names:
-        log(f"frozen, since no logit depends on them: {', '.join(names)}")
 
 
 def pick_precision(requested: str, device: torch.device) -> str:

@@ -29,10 +29,12 @@ from util import arguments, data_report, hub, report, run_dir, throughput
 from util.arguments import add_switch
 from util.checkpoint import find_run, load_checkpoint, save_checkpoint
 from util.code_digest import project_code_digest, warn_of_other_code
-from util.distributed import StopSignal, broadcast, exit_on_error, get_ranks, on_rank0, quiet, start_process_group
+from util.device import pick_device
+from util.distributed import StopSignal, broadcast, exit_on_error, get_ranks, join_process_group, on_rank0, quiet
 from util.fast_dropout import keep_freed_memory, use_fast_dropout
+from util.fast_paths import choose_packing, verify_packing, with_fewer_launches
 from util.nonfinite import NonFiniteGuard
-from util.packed import choose_packing, packed_collate
+from util.packed import packed_collate
 from util.partial_embedding import train_used_embeddings
 from util.plan import make_plan
 from util.run_ner_flags import translate
@@ -40,6 +42,7 @@ from util.sharding import full_tensor
 from util.split import fingerprint_of
 from util.step_meter import StepMeter
 from util.tensorboard_log import log_hparams, open_writer
+from util.unreached import freeze_unreached_parameters
 
 BENCHMARK_WARMUP_STEPS = 10  # excluded from the figures of --benchmark
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # other ranks wait while rank 0 saves a checkpoint or computes scores
@@ -61,21 +64,17 @@ def make_train_parser() -> argparse.ArgumentParser:
     add("--learning_rate", type=arguments.non_negative_float, default=5e-5, help="peak, with linear decay to 0")
     add("--weight_decay", type=arguments.non_negative_float, default=0.01, help="not applied to biases and norms")
     add("--warmup_ratio", type=arguments.fraction, default=0.1, help="fraction of the steps with linear warmup")
-    add("--per_device_eval_batch_size", type=arguments.positive_int, default=64, help="sentences")
+    add("--per_device_eval_batch_size", type=arguments.positive_int, default=64, help="sentences; at most 32K tokens")
     add("--gradient_accumulation_steps", type=arguments.positive_int, default=1, help="batches per step on each device")
     add("--max_grad_norm", type=arguments.non_negative_float, default=1.0, help="gradient clipping; 0: off")
 
     add = groups["speed"].add_argument
     add_switch(groups["speed"], "--fsdp", "shard the model over the ranks, for encoders too large for one device")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 if supported")
-    add("--packing", choices=("auto", "on", "off"), default="auto", help="batches without padding; auto: on for CPUs")
+    add("--packing", choices=("auto", "on", "off"), default="auto", help="batches without padding; auto: if supported")
+    add_switch(groups["speed"], "--cuda_graphs", "launch the kernels of a pass at once, for small batches on a GPU")
     add_switch(groups["speed"], "--group_by_length", "batches of similar length: faster, slightly lower F1")
-    add(
-        "--benchmark",
-        type=arguments.non_negative_int,
-        default=0,
-        help="number of steps to time, without output; 0: off",
-    )
+    add("--benchmark", type=arguments.non_negative_int, default=0, help="steps to time, without output; 0: off")
 
     add = groups["output"].add_argument
     add("--output_dir", default="outputs", help="folder of the run")
@@ -110,6 +109,9 @@ def check_args(args: argparse.Namespace, precision: str, splits: dict[str, data.
         raise ValueError("--early_stopping_patience needs a validation split")
     if args.fsdp and ("RANK" not in os.environ or precision == "fp16"):
         raise ValueError("--fsdp needs torchrun, and fp32 or bf16")
+    is_plain = not (args.fsdp or args.gradient_checkpointing or args.packing == "off" or precision == "fp16")
+    if args.cuda_graphs and not (is_plain and args.gradient_accumulation_steps == 1 and torch.cuda.is_available()):
+        raise ValueError("--cuda_graphs needs a GPU, bf16 or fp32, no --fsdp, checkpointing, accumulation or padding")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -129,10 +131,11 @@ class TrainState:
     num_sentences: int = 0
     num_tokens: int = 0  # padding excluded
 
-    def count_step(self, stats: throughput.StepStats) -> None:
-        self.train_seconds += stats.seconds
-        self.num_sentences += len(stats.lengths)
-        self.num_tokens += int(stats.lengths.sum())
+    def count_steps(self, steps: list[throughput.StepStats]) -> None:
+        for stats in steps:
+            self.train_seconds += stats.seconds
+            self.num_sentences += len(stats.lengths)
+            self.num_tokens += int(stats.lengths.sum())
 
 
 def get_lr(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
@@ -163,10 +166,10 @@ def log_scalars(writer, prefix: str, scalars: dict[str, float], step: int) -> No
         writer.add_scalar(f"{prefix}/{name}", value, step)
 
 
-def make_loader(train_set: data.Split, batches, first_step: int, args: argparse.Namespace, ranks, collate, pin_memory):
+def make_loader(train_set: data.Split, batches, first_step: int, args: argparse.Namespace, ranks, collate):
     """An iterator over this rank's micro-batches of an epoch, starting at `first_step`."""
     sampler = data.micro_batches(batches, first_step, args.gradient_accumulation_steps, ranks.rank, ranks.world_size)
-    return iter(DataLoader(train_set.windows, batch_sampler=sampler, collate_fn=collate, pin_memory=pin_memory))
+    return iter(DataLoader(train_set.windows, batch_sampler=sampler, collate_fn=collate))
 
 
 def restore(checkpoint: str, model, optimizer, scaler, log) -> TrainState:
@@ -187,6 +190,7 @@ def save(args: argparse.Namespace, state: TrainState, model, optimizer, scaler, 
 def evaluate(model, split: data.Split, args: argparse.Namespace, pad_values: dict[str, int], autocast) -> tuple:
     """Returns the scores of a split, equal on all ranks, and on rank 0 its predicted ids and probabilities [W]."""
     start, ranks = time.perf_counter(), get_ranks()
+    exit_on_error.batch_flag = "--per_device_eval_batch_size"
     eval_pad_values = {name: pad_values[name] for name in ("input_ids", "labels")}  # no other columns of labels
     predictions = metrics.predict(
         model,
@@ -198,6 +202,7 @@ def evaluate(model, split: data.Split, args: argparse.Namespace, pad_values: dic
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
+    exit_on_error.batch_flag = "--per_device_train_batch_size"
     model.train()
     scores = {}
     if predictions:
@@ -221,7 +226,7 @@ def log_results(all_scores: dict[str, dict], results: dict, log) -> None:
 @exit_on_error
 def main() -> None:
     ranks = get_ranks()
-    device = torch.device("cuda", ranks.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = pick_device()
     log = tqdm.write if ranks.rank == 0 else (lambda *_: None)
     quiet(progress=ranks.rank == 0 and sys.stderr.isatty())
 
@@ -233,16 +238,12 @@ def main() -> None:
     check_args(args, precision, splits)
     torch.manual_seed(args.seed)  # for the new head
     raw_model = modeling.load_model(
-        encoder_name,
-        train_set.label_list,
-        args.gradient_checkpointing,
-        load_weights=ranks.rank == 0 or not args.fsdp,
+        encoder_name, train_set.label_list, args.gradient_checkpointing, load_weights=ranks.rank == 0 or not args.fsdp
     )
 
     # ---- process group, and what --output_dir holds: rank 0 looks and tells the others, which may not share its disk
-    cpu_group = None
     if ranks.world_size > 1 or args.fsdp:
-        cpu_group = start_process_group(device, COLLECTIVE_TIMEOUT)
+        join_process_group(ranks, COLLECTIVE_TIMEOUT)
     plan = make_plan(args, len(train_set.windows), ranks.world_size, BENCHMARK_WARMUP_STEPS)
     fingerprint = fingerprint_of(splits) | {"global batch size": plan.global_batch_size}
     finished, checkpoint = None, None
@@ -267,21 +268,22 @@ def main() -> None:
 
     # ---- model and optimizer
     raw_model.train()
-    if not args.fsdp:
-        raw_model.to(device)
     autocast = modeling.make_autocast("fp32" if args.fsdp else precision, device)  # FSDP casts with its own policy
     pad_values = train_set.windows.pad_values(tokenizer.pad_token_id or 0)
     packing = choose_packing(args.packing, raw_model, tokenizer.model_max_length, args.group_by_length, device, log)
+    if not args.fsdp:
+        raw_model.to(device)
     if device.type == "cpu":
         use_fast_dropout(raw_model)
         keep_freed_memory()
-    modeling.freeze_unreached_parameters(raw_model, autocast, log)
+    freeze_unreached_parameters(raw_model, autocast, log)
     # Embeddings of subwords that do not occur in training get no gradient. The saved model has all of them.
     train_used_embeddings(raw_model, np.append(train_set.token_ids, pad_values["input_ids"]))
     # Attach a head for an auxiliary loss here. The optimizer below holds the parameters that require a gradient now:
     # freeze those that are to be trained later after DDP is created, with find_unused_parameters=True.
     if args.fsdp:
         modeling.shard(raw_model, precision, device)
+    packing = verify_packing(packing, args.packing, raw_model, precision, autocast, log)
     # Any other optimizer of torch.optim works as well.
     optimizer = torch.optim.AdamW(
         modeling.parameter_groups(raw_model, args.weight_decay), lr=args.learning_rate, fused=True
@@ -290,14 +292,14 @@ def main() -> None:
         group["peak_lr"] = group["lr"] * group.get("lr_scale", 1.0)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     guard = NonFiniteGuard(optimizer, device)
+    model = with_fewer_launches(raw_model, args, packing, precision, autocast, log)
 
     # ---- state of the loop: new, or restored together with weights and optimizer state
     state = TrainState()
     if checkpoint:
         state = restore(checkpoint, raw_model, optimizer, scaler, log)
-    model = raw_model
-    if ranks.world_size > 1 and not args.fsdp:
-        model = DistributedDataParallel(raw_model, broadcast_buffers=False)
+    if ranks.world_size > 1 and not args.fsdp and model is raw_model:
+        model = DistributedDataParallel(raw_model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     # ---- from here on the output folder is changed, and an error exits with code 1 instead of 2
     exit_on_error.training_begins()
@@ -317,12 +319,14 @@ def main() -> None:
             return packed_collate(features, pad_values, packing)
         return data.collate(features, pad_values)
 
+    def batches_of(epoch: int) -> data.EpochBatches:
+        lengths = train_set.windows.lengths
+        return data.EpochBatches(lengths, plan.global_batch_size, args.seed, epoch, args.group_by_length)
+
     while not done:
         epoch, first_step = divmod(state.step, plan.steps_per_epoch)
-        batches = data.EpochBatches(
-            train_set.windows.lengths, plan.global_batch_size, args.seed, epoch, args.group_by_length
-        )
-        loader = make_loader(train_set, batches, first_step, args, ranks, train_collate, device.type == "cuda")
+        batches = batches_of(epoch)
+        loader = make_loader(train_set, batches, first_step, args, ranks, train_collate)
         for i in range(first_step, plan.steps_per_epoch):
             rows = batches[i]  # of the windows in the global batch
             # ------------------------------------------------------------------------------------- one step, timed
@@ -349,19 +353,19 @@ def main() -> None:
                 loss_scale = scaler.get_scale()
                 scaler.step(optimizer)
                 scaler.update()
-                state.skipped_steps += scaler.get_scale() < loss_scale
+                state.skipped_steps += scaler.get_scale() < loss_scale  # waits for the device
                 guard.observe_loss_scale(loss_scale, state.step)
             elif guard.allows_step(grad_norm, state.step):  # not if a gradient was not finite
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
             # -----------------------------------------------------------------------------------------------------
-            stop = bool(stop_signal.agreed(cpu_group))  # all ranks stop at the same step
+            stop = bool(stop_signal.agreed())  # all ranks stop at the same step
             due = plan.due(state.step, stop)  # log, evaluate, save, sync_device
-            state.count_step(meter.end_step(train_set.windows.lengths[rows], due.sync_device))
+            state.count_steps(meter.end_step(train_set.windows.lengths[rows], due.sync_device))
             bar.update()
             if due.sync_device or device.type == "cpu":  # raises an error that names the sentences of the bad step
-                guard.raise_if_nonfinite(batches, epoch * plan.steps_per_epoch, train_set.window_position)
+                guard.raise_if_nonfinite(batches_of, plan.steps_per_epoch, train_set.window_position)
 
             if due.log:
                 scalars = meter.scalars(state.step) | {"grad_norm": grad_norm.item()}

@@ -104,7 +104,7 @@ def train(*flags, ranks: int = 1, **env) -> str:
     Several ranks are real processes. One rank runs in this process, which saves the imports.
     """
     if ranks > 1 or env:
-        done = run("train.py", *flags, ranks=ranks, **env)
+        done = run("train.py", *flags, ranks=ranks, timeout=300, **env)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
     import train as script

@@ -152,7 +152,7 @@ CHANGES = {
          group["peak_lr"] = group["lr"] * group.get("lr_scale", 1.0)
 +    encoder = [p for p in raw_model.base_model.parameters() if p.requires_grad]
 @@
--        model = DistributedDataParallel(raw_model, broadcast_buffers=False)
+-        model = DistributedDataParallel(raw_model, broadcast_buffers=False, gradient_as_bucket_view=True)
 +        model = DistributedDataParallel(raw_model, broadcast_buffers=False, find_unused_parameters=True)
 @@
              meter.start_step()
@@ -182,10 +182,11 @@ CHANGES = {
      done = plan.is_done(state.step, state.best_step)
 +    weights = np.array([(window["labels"] > 0).any() for window in train_set.windows], float)
 @@
-             train_set.windows.lengths, plan.global_batch_size, args.seed, epoch, args.group_by_length
-         )
+-        return data.EpochBatches(lengths, plan.global_batch_size, args.seed, epoch, args.group_by_length)
++        batches = data.EpochBatches(lengths, plan.global_batch_size, args.seed, epoch, args.group_by_length)
 +        random = np.random.default_rng([args.seed, epoch])
 +        batches.order = random.choice(len(weights), len(weights), p=weights / weights.sum())
++        return batches
 """,
     ),
     "LoRA with peft": Change(

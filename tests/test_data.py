@@ -386,6 +386,14 @@ def test_evaluation_batches_hold_every_row_once_and_pad_little():
     assert batches[0].tolist() == [70, 71] and max(map(len, batches)) == 64
 
 
+def test_evaluation_batches_are_bounded_by_tokens():
+    """64 documents of 6,400 subwords are not one batch. A single one that exceeds the bound is."""
+    batches = data.eval_batches(np.array([6400] * 64), 64)
+    assert {len(batch) for batch in batches} == {5, 4} and 5 * 6400 <= data.EVAL_TOKENS < 6 * 6400
+    assert [len(batch) for batch in data.eval_batches(np.array([512] * 64), 64)] == [64]
+    assert [len(batch) for batch in data.eval_batches(np.array([100_000, 99_000]), 64)] == [1, 1]
+
+
 def test_windows_are_views_into_the_file_over_many_chunks(guide_tokenizer, tmp_path):
     lengths = np.array([1 + i % 9 for i in range(2500)])
     first_words = np.cumsum(lengths) - lengths

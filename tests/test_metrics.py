@@ -17,10 +17,20 @@ from model import token_loss
 NER = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
 
-def test_decode_takes_the_argmax_at_labelled_positions_row_by_row():
+def test_a_batch_is_decoded_by_argmax_at_labelled_positions_row_by_row():
     logits = torch.tensor([[[9.0, 0, 0], [0, 1, 2], [5, 5, 6]], [[0, 3, 1], [9, 9, 9], [1, 0, 0]]])  # [2, 3, 3]
     labels = torch.tensor([[-100, 2, 0], [1, -100, -100]])
-    predicted, probabilities, losses = metrics.decode(logits, labels, token_loss)
+
+    class Model:
+        device = torch.device("cpu")
+
+        def __call__(self, input_ids):
+            return SimpleNamespace(logits=logits[input_ids[:, 0]])
+
+    batch = {"input_ids": torch.tensor([[0, 0, 0], [1, 1, 1]]), "labels": labels}
+    words = metrics.predict_batch(Model(), batch, torch.autocast("cpu", enabled=False), token_loss)
+    predicted, probabilities, losses = words[:, 0], words[:, 1].view(torch.float32), words[:, 2].view(torch.float32)
+    assert words.dtype == torch.int32 and words[:, 3].tolist() == [0, 0, 0]  # no near ties
     assert predicted.tolist() == [2, 2, 1]
     expected = [-torch.log_softmax(logits[b, i], -1)[c].item() for b, i, c in ((0, 1, 2), (0, 2, 0), (1, 0, 1))]
     assert losses.tolist() == pytest.approx(expected)

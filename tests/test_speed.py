@@ -15,7 +15,8 @@ import train as script
 from model import token_loss
 from util import packed
 from util.fast_dropout import FastDropout
-from util.packed import Packing, enable_packing, packed_collate, plan_packing
+from util.fast_paths import enable_packing
+from util.packed import Packing, chunk_layout, packed_collate
 from util.partial_embedding import merge_embeddings, train_used_embeddings
 
 # Of the sentences, 380 in all. A window of ModernBERT (64 here) does not cover the longest.
@@ -87,7 +88,7 @@ def test_packed_and_padded_batches_give_the_same_logits_loss_and_gradients(name)
     pad = model.config.pad_token_id
     padded_loss, padded_logits, padded = loss_and_gradients(copy.deepcopy(model), padded_batch(pad))
     packing, reason = enable_packing(model, max_length=512)
-    assert packing == Packing(num_heads=2, first_position=2 if "roberta" in name else 0), reason
+    assert packing == Packing(first_position=2 if "roberta" in name else 0), reason
     features = make_features(pad)
     train_used_embeddings(model, np.append(np.concatenate([feature["input_ids"] for feature in features]), pad))
     batch = packed_collate(features, pad_values(pad), packing)
@@ -128,8 +129,8 @@ def test_encoders_that_do_not_support_packing_are_recognized_and_left_unchanged(
     torch.testing.assert_close(model.eval()(**batch).logits, before, rtol=0, atol=0)
 
 
-def test_the_packing_plan_of_three_sentences():
-    (chunk,), gather, scatter, padding = plan_packing(np.array([3, 1, 1]), num_heads=2)
+def test_the_chunk_layout_of_three_sentences():
+    (chunk,), gather, scatter, padding = chunk_layout(np.array([3, 1, 1]), num_heads=2)
     assert (chunk.positions, chunk.length) == (slice(0, 18), 3)
     is_token = [[True, True, True], [True, False, False], [True, False, False]]
     assert (chunk.bias[:, 0, 0] == 0).tolist() == is_token
@@ -139,9 +140,8 @@ def test_the_packing_plan_of_three_sentences():
     assert padding.tolist() == [7, 8, 10, 11, 13, 14, 16, 17]
 
 
-def test_packed_collate(monkeypatch):
-    monkeypatch.setattr(packed, "plan_packing", lambda lengths, num_heads: (lengths.tolist(), num_heads))
-    packing = Packing(num_heads=4, first_position=2)
+def test_packed_collate():
+    packing = Packing(first_position=2)
     features = [
         {"input_ids": np.array([7]), "labels": np.array([0])},
         {"input_ids": np.array([4, 5, 6]), "labels": np.array([-100, 2, 1])},
@@ -150,7 +150,10 @@ def test_packed_collate(monkeypatch):
     assert batch["input_ids"].tolist() == [[4, 5, 6, 7, 0, 0, 0, 0]]
     assert batch["position_ids"].tolist() == [[2, 3, 4, 2, 2, 3, 4, 5]]
     assert batch["labels"].tolist() == [[-100, 2, 1, 0, -100, -100, -100, -100]]
-    assert batch["packing_plan"] == ([3, 1, 4], 4)
+    assert batch["packing_plan"].cu_seqlens.tolist() == [0, 3, 4, 8] and batch["packing_plan"].max_seqlen == 64
+    assert batch["packing_plan"].cu_seqlens.dtype == torch.int32
+    full = packed_collate([{"input_ids": np.arange(72), "labels": np.arange(72)}], pad_values(0), packing)
+    assert full["packing_plan"].cu_seqlens.tolist() == [0, 72, 72] and full["packing_plan"].max_seqlen == 128
     empty = packed_collate([], pad_values(0), packing)
     assert empty["input_ids"].tolist() == [[0] * 8] and empty["labels"].tolist() == [[-100] * 8]
 
@@ -158,7 +161,7 @@ def test_packed_collate(monkeypatch):
 @pytest.mark.parametrize("tokens", [64, 100, 479, 512, 1000, 5000])
 def test_packed_batches_have_hardly_any_padding(tokens):
     feature = {"input_ids": np.ones(tokens), "labels": np.ones(tokens)}
-    batch = packed_collate([feature], pad_values(0), Packing(num_heads=1, first_position=0))
+    batch = packed_collate([feature], pad_values(0), Packing(first_position=0))
     assert 0 <= batch["input_ids"].numel() - tokens < max(8, tokens / 64)
 
 
@@ -187,7 +190,7 @@ def test_dropout_keeps_the_mean_and_uses_the_generator_of_torch(dtype):
 def test_attention_with_dropout_has_the_gradients_of_autograd(p, monkeypatch):
     """The reference uses the same masks and the textbook formula, one sentence at a time."""
     lengths, heads, width = np.array([5, 5, 2]), 2, 4
-    plan = plan_packing(lengths, heads)
+    layout = chunk_layout(lengths, heads)
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, 12, width, requires_grad=True) for _ in range(3))
     masks, keep_mask = [], packed.keep_mask
@@ -197,7 +200,7 @@ def test_attention_with_dropout_has_the_gradients_of_autograd(p, monkeypatch):
         return masks[-1]
 
     monkeypatch.setattr(packed, "keep_mask", recorded_mask)
-    out = packed._PackedAttention.apply(q, k, v, 0.5, p, None, plan)
+    out = packed._PackedAttention.apply(q, k, v, 0.5, p, None, layout)
     upstream = torch.randn_like(out)
     fast = torch.autograd.grad(out, (q, k, v), upstream)
     assert len(masks) == 1 and masks[0].shape == (3, heads, 5, 5) and 0 < masks[0].float().mean() <= 1 - (p > 0.1) / 100

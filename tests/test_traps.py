@@ -28,8 +28,9 @@ from transformers import (
 import infer
 import model as modeling
 import train as script
+from util.fast_paths import choose_packing, enable_packing
 from util.nonfinite import NonFiniteGuard
-from util.packed import choose_packing, enable_packing
+from util.unreached import freeze_unreached_parameters
 
 CPU = torch.device("cpu")
 ADAMW = torch.optim.AdamW
@@ -233,7 +234,7 @@ def test_no_later_step_changes_weights_either(fused):
             optimizer.step()
     assert weight.tolist() == [0, 0, 0]
     with pytest.raises(ValueError, match="^step 2: .* not finite. Its sentences: row 7$"):
-        guard.raise_if_nonfinite([[6], [7], [8]], 0, lambda row: f"row {row}")
+        guard.raise_if_nonfinite(lambda epoch: [[6], [7], [8]], 3, lambda row: f"row {row}")
 
 
 # ---- one definition of the loss
@@ -509,7 +510,7 @@ def test_what_is_frozen_is_logged_and_an_attached_head_is_not_frozen():
     model.auxiliary_head = nn.Linear(16, 2)
     model.train()
     lines = []
-    modeling.freeze_unreached_parameters(model, modeling.make_autocast("fp32", CPU), lines.append)
+    freeze_unreached_parameters(model, modeling.make_autocast("fp32", CPU), lines.append)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert "transformer.mask_emb" in frozen and len(lines) == 1
     assert lines[0].startswith("frozen, since no logit depends on them: ")
@@ -520,7 +521,7 @@ def test_what_is_frozen_is_logged_and_an_attached_head_is_not_frozen():
 
 def test_nothing_is_logged_where_all_parameters_are_reached():
     lines = []
-    modeling.freeze_unreached_parameters(small_model(), modeling.make_autocast("fp32", CPU), lines.append)
+    freeze_unreached_parameters(small_model(), modeling.make_autocast("fp32", CPU), lines.append)
     assert lines == []
 
 

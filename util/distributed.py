@@ -35,16 +35,11 @@ def get_ranks() -> Ranks:
     )
 
 
-def start_process_group(device: torch.device, timeout: timedelta):
-    """Joins the ranks of torchrun. Returns a second group that communicates on the CPU."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    join_process_group("nccl" if device.type == "cuda" else "gloo", get_ranks(), timeout)
-    return dist.new_group(backend="gloo", timeout=timeout)
-
-
-def join_process_group(backend: str, ranks: Ranks, timeout: timedelta) -> None:
+def join_process_group(ranks: Ranks, timeout: timedelta) -> None:
     """init_process_group with keys that only the ranks of this start know.
+
+    Tensors on a GPU travel by NCCL. Objects and tensors on the CPU travel by gloo, without occupying the GPUs, and gloo
+    raises an error as soon as a rank is lost.
 
     torchrun keeps its key-value store when it restarts the ranks. Ranks that find the addresses of the previous start
     in it hang or fail (torch 2.13: 6 of 8 restarts on gloo). So all keys get a prefix that is new at every start:
@@ -72,7 +67,7 @@ def join_process_group(backend: str, ranks: Ranks, timeout: timedelta) -> None:
         prefix = tokens[0]
         store.set(f"{prefix} confirmed by {ranks.rank}", "")
     dist.init_process_group(
-        backend,
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
         store=dist.PrefixStore(prefix, store),
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -82,13 +77,17 @@ def join_process_group(backend: str, ranks: Ranks, timeout: timedelta) -> None:
 
 
 def leave_process_group() -> None:
-    """Destroys the group at exit, after DDP's reducer was collected.
+    """Leaves the group at exit, after DDP's reducer was collected.
 
     If the reducer were the last to hold the group, gloo's destructor would wait for a thread that waits for the
-    interpreter (pytorch/pytorch#56297; one exit in three hung or crashed).
+    interpreter (pytorch/pytorch#56297; one exit in three hung or crashed). After an error, ranks are at different
+    places: destroy_process_group would wait for collectives that the others never join (pytorch/pytorch#141510).
     """
     gc.collect()
-    dist.destroy_process_group()
+    if exit_on_error.failed and torch.cuda.is_available():
+        dist.distributed_c10d._abort_process_group()
+    else:
+        dist.destroy_process_group()
 
 
 def on_rank0(function, *args, **kwargs):
@@ -122,11 +121,12 @@ def all_reduce_sum(values: list, device: torch.device) -> list[float]:
 
 
 class StopSignal:
-    """SIGTERM or SIGINT requests a stop at the end of the step. A second signal ends the process at once."""
+    """SIGTERM or SIGINT requests a stop at the end of a step. A second signal ends the process at once."""
 
     def __init__(self):
         self.received = 0  # the signal that this process received; 0: none
         self.number = 0  # the signal that all ranks agreed on
+        self.pending = None  # the all-reduce of the last step, and its result
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request)
 
@@ -143,12 +143,20 @@ class StopSignal:
     def name(self) -> str:
         return signal.Signals(self.number).name
 
-    def agreed(self, cpu_group) -> int:
-        """The signal that any rank received, the same on all ranks. Communicates on the CPU: no device sync."""
+    def agreed(self) -> int:
+        """The signal that any rank had received one step ago, the same on all ranks; 0: none.
+
+        The all-reduce of a small CPU tensor runs during the next step, so that no rank waits for it.
+        """
+        if not dist.is_initialized():
+            self.number = self.received
+            return self.number
+        if self.pending is not None:
+            work, number = self.pending
+            work.wait()
+            self.number = int(number)
         number = torch.tensor([self.received])
-        if cpu_group is not None:
-            dist.all_reduce(number, dist.ReduceOp.MAX, group=cpu_group)
-        self.number = int(number)
+        self.pending = dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True), number
         return self.number
 
 
@@ -164,6 +172,8 @@ class _ExitOnError:
 
     def __init__(self):
         self.code = 2
+        self.failed = False  # by an error, and not by a signal on which all ranks agreed
+        self.batch_flag = "--per_device_train_batch_size"  # to lower if a GPU runs out of memory
 
     def training_begins(self) -> None:
         self.code = 1
@@ -171,9 +181,12 @@ class _ExitOnError:
     def __call__(self, main):
         @functools.wraps(main)
         def wrapped():
-            self.code = 2
+            self.code, self.failed = 2, True
             try:
-                return main()
+                result = main()
+            except SystemExit:  # the ranks agreed on it
+                self.failed = False
+                raise
             except (ValueError, OSError) as error:
                 _report_on_rank0_first()
                 rank = get_ranks().rank
@@ -181,6 +194,10 @@ class _ExitOnError:
                 if getattr(error, "strerror", None):
                     text = f"{error.filename}: {error.strerror}"
                 print(f"error: {' '.join(text.split())}" + (f" (rank {rank})" if rank else ""), file=sys.stderr)
+                raise SystemExit(self.code) from None
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition(" GPU ")[0].partition("\n")[0]
+                print(f"error: {reason} Use a smaller {self.batch_flag}", file=sys.stderr)
                 raise SystemExit(self.code) from None
             except RuntimeError as error:
                 text = " ".join(str(error).split())
@@ -190,6 +207,8 @@ class _ExitOnError:
                 place = f"rank {get_ranks().rank} on {socket.gethostname()}"
                 print(f"error: {place} has lost the other ranks: {text[:300]}", file=sys.stderr)
                 raise SystemExit(1) from None
+            self.failed = False
+            return result
 
         return wrapped
 

@@ -1,6 +1,6 @@
 """Stops training before the update if a gradient is not finite, without asking the device at every step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
@@ -30,13 +30,14 @@ class NonFiniteGuard:
         """fp16: the scaler skips steps with overflows and halves its scale. Below 1 it is no overflow but a NaN."""
         self.first_step.fill_(step if loss_scale < 1 else -1)
 
-    def raise_if_nonfinite(self, batches: Sequence, epoch_start: int, window_position: Callable[[int], str]) -> None:
+    def raise_if_nonfinite(self, batches_of: Callable, steps_per_epoch: int, window_position: Callable) -> None:
         """Raises ValueError that names the first step with a non-finite gradient and its sentences.
 
-        batches: the rows of every step since the step epoch_start. window_position: row -> "file.conll:12". All ranks
-        raise together, since they summed the same gradient. No weight has changed since. Waits for the device.
+        batches_of: epoch -> the rows of each of its steps. window_position: row -> "file.conll:12". All ranks raise
+        together, since they summed the same gradient. No weight has changed since. Waits for the device.
         """
         step = int(self.first_step)
         if step >= 0:
-            places = ", ".join(window_position(int(row)) for row in batches[step - epoch_start][:16])
+            epoch, i = divmod(step, steps_per_epoch)
+            places = ", ".join(window_position(int(row)) for row in batches_of(epoch)[i][:16])
             raise ValueError(f"step {step + 1}: the loss or its gradient is not finite. Its sentences: {places}")

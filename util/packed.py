@@ -1,26 +1,25 @@
-"""Packed batches: all sentences of a batch in one row [1, T] without padding, for encoders on a CPU.
+"""Packed batches: all sentences of a batch in one row [1, T] without padding.
 
-Only attention needs to know where sentences begin and end. It works on chunks of eight sentences of similar length,
-padded to the longest of the chunk; every other layer computes on T tokens.
+Only attention needs to know where sentences begin and end; every other layer computes on T tokens. On a GPU, attention
+is PyTorch's FlashAttention, in fp32 its memory-efficient kernel. On a CPU, attention works on chunks of eight sentences
+of similar length, padded to the longest of the chunk.
 
-    packing, reason = enable_packing(model, max_length=512)   # None if the encoder does not support it
-    batch = packed_collate(features, pad_values, packing)     # input_ids, position_ids, labels [1, T], packing_plan
-    logits = model(**inputs).logits                           # [1, T, C]
+    packing = choose_packing("auto", model, 512, False, device, log)  # None: the encoder does not support it
+    batch = packed_collate(features, pad_values, packing)    # input_ids, position_ids, labels [1, T], packing_plan
+    logits = model(**inputs).logits                          # [1, T, C]
 
 `sliding_window` and other arguments of the attention are those of transformers' AttentionInterface.
 """
 
-import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from util.distributed import on_rank0
 from util.fast_dropout import keep_mask, keep_scale
 
 CHUNK_SIZE = 8  # sentences
@@ -30,9 +29,93 @@ MASKED = -1e9  # added to the attention score of a padded position
 class Packing(NamedTuple):
     """How an encoder reads packed batches."""
 
-    num_heads: int
     first_position: int  # position id of the first token of a sentence: RoBERTa's count from pad_token_id + 1
     length_steps: int = 64  # T is rounded up by less than 1/length_steps
+
+
+@dataclass
+class PackingPlan:
+    """Where the sentences of a packed row begin and end. It moves to a device like a tensor."""
+
+    lengths: np.ndarray  # [B + 1] of the sentences, and of the padding
+    cu_seqlens: torch.Tensor  # [B + 2] int32: 0, the end of each sentence, and T, the end of the padding
+    max_seqlen: int  # no sentence is longer. A power of 2, so that few values occur
+    layout: "ChunkLayout | None" = None  # on a CPU, made by the first layer for all others
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "PackingPlan":
+        return PackingPlan(self.lengths, self.cu_seqlens.to(device, non_blocking=non_blocking), self.max_seqlen)
+
+    def clone(self) -> "PackingPlan":
+        return PackingPlan(self.lengths, self.cu_seqlens.clone(), self.max_seqlen)
+
+    def pin_memory(self) -> "PackingPlan":
+        return PackingPlan(self.lengths, self.cu_seqlens.pin_memory(), self.max_seqlen)
+
+
+def packed_collate(features: list[dict], pad_values: dict[str, int], packing: Packing) -> dict:
+    """Windows -> one row, the longest window first: input_ids, position_ids, labels [1, T], and a packing_plan.
+
+    T is rounded up with one more window of padding, to a multiple of 8 and by less than 1/length_steps: oneDNN compiles
+    its kernels anew for every T, and so does a CUDA graph.
+    """
+    features = sorted(features, key=lambda feature: -len(feature["input_ids"]))
+    num_tokens = sum(len(feature["input_ids"]) for feature in features)
+    multiple = 8
+    while multiple * 2 * packing.length_steps <= num_tokens:
+        multiple *= 2
+    num_padding = -num_tokens % multiple if features else multiple
+    features.append({name: np.full(num_padding, value) for name, value in pad_values.items()})  # may be of length 0
+    lengths = np.array([len(feature["input_ids"]) for feature in features])
+    batch = {}
+    for name in pad_values:
+        batch[name] = torch.from_numpy(np.concatenate([feature[name] for feature in features])).long()[None]
+    positions = np.concatenate([np.arange(length) for length in lengths]) + packing.first_position
+    batch["position_ids"] = torch.from_numpy(positions)[None]
+    batch["packing_plan"] = make_packing_plan(lengths)
+    return batch
+
+
+def make_packing_plan(lengths: np.ndarray) -> PackingPlan:
+    """lengths [B + 1] of the sentences in their order in the row, and of the padding, which may be 0."""
+    cu_seqlens = torch.from_numpy(np.append(0, np.cumsum(lengths)).astype(np.int32))
+    return PackingPlan(lengths, cu_seqlens, max_seqlen=max(64, 1 << (int(lengths.max()) - 1).bit_length()))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Attention on a GPU
+
+
+def _gpu_attention(q, k, v, scale: float, p: float, window: int | None, plan: PackingPlan) -> torch.Tensor:
+    """dropout(softmax(Q K^T * scale)) V of every sentence. q, k, v [1, H, T, D] -> [1, T, H, D].
+
+    The kernels of torch.nn.attention.varlen and scaled_dot_product_attention are called directly: varlen_attn has no
+    dropout, scaled_dot_product_attention no cu_seqlens. Autocast has no rule for them, hence the casts.
+    """
+    if torch.is_autocast_enabled("cuda"):
+        q, k, v = (x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # [1, T, H, D]
+    if q.dtype == torch.float32 or torch.cuda.get_device_capability(q.device) < (8, 0):
+        if window or p:  # with cu_seqlens, forward and backward of this kernel drop different weights (torch 2.13)
+            raise ValueError(
+                "dropout of attention and sliding windows need FlashAttention, that is 16 bits and an A100"
+            )
+        kernel = torch.ops.aten._efficient_attention_forward
+        max_seqlen = min(plan.max_seqlen, q.shape[1])  # its backward refuses more
+        bounds = (plan.cu_seqlens, plan.cu_seqlens, max_seqlen, max_seqlen)
+        no_bias, no_causal_mask, keep_logsumexp = None, 0, True
+        return kernel(q, k, v, no_bias, *bounds, p, no_causal_mask, keep_logsumexp, scale=scale)[0]
+    q, k, v = (x.squeeze(0) for x in (q, k, v))
+    side = window - 1 if window else None
+    bounds = (plan.cu_seqlens, plan.cu_seqlens, plan.max_seqlen, plan.max_seqlen)
+    is_causal, return_debug_mask = False, False
+    out = torch.ops.aten._flash_attention_forward(
+        q, k, v, *bounds, p, is_causal, return_debug_mask, scale=scale, window_size_left=side, window_size_right=side
+    )[0]
+    return out.unsqueeze(0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Attention on a CPU
 
 
 class Chunk(NamedTuple):
@@ -41,7 +124,7 @@ class Chunk(NamedTuple):
     bias: torch.Tensor  # [n, 1, 1, L]: 0 at tokens, MASKED at padding
 
 
-class PackingPlan(NamedTuple):
+class ChunkLayout(NamedTuple):
     """Maps T tokens x H heads to P positions in the chunks, which are laid out as [n, H, L] one after the other.
 
     Example: two sentences of 2 and 1 tokens, one head. Tokens 0 1 2 take the positions 0 1 2 of [2, 1, 2]; position 3
@@ -54,7 +137,7 @@ class PackingPlan(NamedTuple):
     padding: torch.Tensor  # positions without a token
 
 
-def plan_packing(lengths: np.ndarray, num_heads: int) -> PackingPlan:
+def chunk_layout(lengths: np.ndarray, num_heads: int) -> ChunkLayout:
     """lengths [B] of the sentences in their order in the row. Longest first makes the chunks narrow."""
     starts = np.cumsum(lengths) - lengths
     chunks, gathers, is_token, position = [], [], [], 0
@@ -74,35 +157,7 @@ def plan_packing(lengths: np.ndarray, num_heads: int) -> PackingPlan:
     scatter = np.empty(num_heads * int(lengths.sum()), np.int64)
     scatter[gather[is_token]] = np.flatnonzero(is_token)
     padding = np.flatnonzero(~is_token)
-    return PackingPlan(chunks, torch.from_numpy(gather), torch.from_numpy(scatter), torch.from_numpy(padding))
-
-
-def packed_collate(features: list[dict], pad_values: dict[str, int], packing: Packing) -> dict:
-    """Windows -> one row, the longest window first: input_ids, position_ids, labels [1, T], and a packing_plan.
-
-    T is rounded up with one more window of padding, to a multiple of 8 and by less than 1/length_steps: oneDNN compiles
-    its kernels anew for every T.
-    """
-    features = sorted(features, key=lambda feature: -len(feature["input_ids"]))
-    num_tokens = sum(len(feature["input_ids"]) for feature in features)
-    multiple = 8
-    while multiple * 2 * packing.length_steps <= num_tokens:
-        multiple *= 2
-    missing = -num_tokens % multiple if features else multiple
-    if missing:
-        features.append({name: np.full(missing, value) for name, value in pad_values.items()})
-    lengths = np.array([len(feature["input_ids"]) for feature in features])
-    batch = {}
-    for name in pad_values:
-        batch[name] = torch.from_numpy(np.concatenate([feature[name] for feature in features])).long()[None]
-    positions = np.concatenate([np.arange(length) for length in lengths]) + packing.first_position
-    batch["position_ids"] = torch.from_numpy(positions)[None]
-    batch["packing_plan"] = plan_packing(lengths, packing.num_heads)
-    return batch
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Attention
+    return ChunkLayout(chunks, torch.from_numpy(gather), torch.from_numpy(scatter), torch.from_numpy(padding))
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -116,14 +171,14 @@ class _PackedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, scale, p, window, plan):
+    def forward(ctx, q, k, v, scale, p, window, layout):
         _, heads, tokens, width = q.shape
-        ctx.plan, ctx.scale, ctx.p, ctx.dtype = plan, scale, p, q.dtype
-        q, k, v = (_to_positions(x, plan) for x in (q, k, v))  # [P, D]
+        ctx.layout, ctx.scale, ctx.p, ctx.dtype = layout, scale, p, q.dtype
+        q, k, v = (_to_positions(x, layout) for x in (q, k, v))  # [P, D]
         q.mul_(scale)
         out = torch.empty_like(v)
         probabilities, masks = [], []
-        for positions, length, bias in plan.chunks:
+        for positions, length, bias in layout.chunks:
             q_chunk, k_chunk, v_chunk = (x[positions].view(-1, length, width) for x in (q, k, v))  # [n*H, L, D]
             scores = torch.bmm(q_chunk, k_chunk.transpose(1, 2)).view(len(bias), heads, length, length)
             scores.add_(bias)
@@ -137,19 +192,19 @@ class _PackedAttention(torch.autograd.Function):
                 kept = kept * masks[-1].to(torch.float32)
             torch.bmm(kept.view(-1, length, length), v_chunk, out=out[positions].view(-1, length, width))
         ctx.save_for_backward(q, k, v, *probabilities, *masks)
-        out = out.index_select(0, plan.scatter).mul_(keep_scale(p)).to(ctx.dtype)
+        out = out.index_select(0, layout.scatter).mul_(keep_scale(p)).to(ctx.dtype)
         return out.view(1, tokens, heads, width)
 
     @staticmethod
     def backward(ctx, grad_out):
         _, tokens, heads, width = grad_out.shape
-        plan, (q, k, v, *saved) = ctx.plan, ctx.saved_tensors
-        probabilities, masks = saved[: len(plan.chunks)], saved[len(plan.chunks) :]
+        layout, (q, k, v, *saved) = ctx.layout, ctx.saved_tensors
+        probabilities, masks = saved[: len(layout.chunks)], saved[len(layout.chunks) :]
         # c dO. Padding is an output that nobody reads: its gradient is 0, not that of token 0 which gather puts there.
-        grad_out = grad_out.reshape(-1, width).index_select(0, plan.gather).to(torch.float32)
-        grad_out.index_fill_(0, plan.padding, 0).mul_(keep_scale(ctx.p))
+        grad_out = grad_out.reshape(-1, width).index_select(0, layout.gather).to(torch.float32)
+        grad_out.index_fill_(0, layout.padding, 0).mul_(keep_scale(ctx.p))
         grads = [torch.empty_like(x) for x in (q, k, v)]
-        for i, (positions, length, _) in enumerate(plan.chunks):
+        for i, (positions, length, _) in enumerate(layout.chunks):
             q_chunk, k_chunk, v_chunk, grad_chunk = (x[positions].view(-1, length, width) for x in (q, k, v, grad_out))
             grad_q, grad_k, grad_v = (x[positions].view(-1, length, width) for x in grads)
             softmax = probabilities[i].view(-1, length, length)
@@ -164,122 +219,47 @@ class _PackedAttention(torch.autograd.Function):
             torch.bmm(grad_scores, k_chunk, out=grad_q)
             torch.bmm(grad_scores.transpose(1, 2), q_chunk, out=grad_k)
         grads[0].mul_(ctx.scale)
-        grads = [x.index_select(0, plan.scatter).to(ctx.dtype).view(tokens, heads, width) for x in grads]
+        grads = [x.index_select(0, layout.scatter).to(ctx.dtype).view(tokens, heads, width) for x in grads]
         grad_q, grad_k, grad_v = (x.transpose(0, 1)[None] for x in grads)
         return grad_q, grad_k, grad_v, None, None, None, None
 
 
-def _to_positions(x: torch.Tensor, plan: PackingPlan) -> torch.Tensor:
+def _to_positions(x: torch.Tensor, layout: ChunkLayout) -> torch.Tensor:
     """[1, H, T, D] -> [P, D] in fp32."""
     by_token = x[0].transpose(0, 1).reshape(-1, x.shape[-1])  # [T * H, D]
-    return by_token.index_select(0, plan.gather).to(torch.float32)
+    return by_token.index_select(0, layout.gather).to(torch.float32)
+
+
+def _cpu_attention(q, k, v, scale: float, p: float, window: int | None, plan: PackingPlan) -> torch.Tensor:
+    if plan.layout is None:
+        plan.layout = chunk_layout(plan.lengths[plan.lengths > 0], num_heads=q.shape[1])
+    with torch.autocast("cpu", enabled=False):
+        return _PackedAttention.apply(q, k, v, scale, p, window, plan.layout)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The attention implementation "packed_sdpa" of transformers, which also takes padded batches
 
 
 def _attention(module, query, key, value, attention_mask, scaling, dropout=0.0, packing_plan=None, **kwargs):
     """Called by transformers in every layer. Without a plan, the batch is padded and PyTorch's attention is used."""
     if packing_plan is None:
+        if attention_mask is None and kwargs.get("sliding_window"):  # _mask took the batch for a packed one
+            raise ValueError("an encoder with a sliding window needs an attention_mask")
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    with torch.autocast("cpu", enabled=False):
-        window = kwargs.get("sliding_window")
-        out = _PackedAttention.apply(query, key, value, scaling, dropout, window, packing_plan)
-    return out, None
+    attention = _gpu_attention if query.device.type == "cuda" else _cpu_attention
+    return attention(query, key, value, scaling, dropout, kwargs.get("sliding_window"), packing_plan), None
 
 
 def _mask(*args, attention_mask=None, **kwargs):
-    """A packed batch has no attention mask."""
-    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    """A packed batch has no attention mask. transformers omits the mask of a batch without padding, and asks for that
+    whether all of the mask is 1, which on a GPU waits for all work that is queued."""
+    if attention_mask is None:
+        return None
+    if attention_mask.device.type == "cuda":
+        kwargs |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
+    return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
 
 
 AttentionInterface.register("packed_sdpa", _attention)
 AttentionMaskInterface.register("packed_sdpa", _mask)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The trial that decides whether an encoder supports packing
-
-
-@torch.no_grad()
-def enable_packing(model: PreTrainedModel, max_length: int) -> tuple[Packing | None, str]:
-    """Switches the model to packed attention if that computes the logits of a padded batch.
-
-    Returns (None, the reason) and leaves the model as it was where the logits differ or the encoder raises: if its
-    attention is its own (DeBERTa, XLNet), if it computes positions itself, or if a module after the encoder mixes
-    tokens (a CRF, an LSTM), which would then mix sentences. A trial needs no list of names that goes out of date.
-    """
-    implementation, was_training = model.config._attn_implementation, model.training
-    originals = _randomize_head(model)
-    try:
-        model.eval()
-        packing, reason = _try_packing(model, np.minimum([180, 180, 180, 5, 3], max_length))
-    except Exception as error:  # whatever an encoder raises for arguments that it does not know
-        packing, reason = None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    finally:
-        for parameter, value in originals:
-            parameter.copy_(value)
-        model.train(was_training)
-    if packing is None:
-        model.set_attn_implementation(implementation)
-    return packing, reason
-
-
-def choose_packing(
-    switch: str, model: PreTrainedModel, max_length: int, group_by_length: bool, device: torch.device, log
-) -> Packing | None:
-    """--packing auto, on or off -> how to pack, or None for padded batches. One log line tells why auto is off.
-
-    All ranks call it; rank 0 decides. Raises ValueError if packing is on and not supported.
-    """
-    if switch == "off":
-        return None
-    packing, reason = None, "it needs a CPU"
-    if device.type == "cpu":
-        packing, reason = on_rank0(enable_packing, model, max_length)
-    if packing is None:
-        if switch == "on":
-            raise ValueError(f"--packing on: {reason}; use --packing off")
-        log(f"packing is off, batches are padded: {reason}")
-        return None
-    model.set_attn_implementation("packed_sdpa")
-    # Batches of similar length have very different T: fewer values of T mean fewer kernels to compile.
-    return packing._replace(length_steps=16) if group_by_length else packing
-
-
-def _randomize_head(model: PreTrainedModel) -> list[tuple[nn.Parameter, torch.Tensor]]:
-    """Draws new values for everything after the encoder and for what is almost zero. Returns the old values.
-
-    A new module is often initialized so that it has no effect (transitions of 0). The trial must see its effect.
-    """
-    encoder = {id(parameter) for parameter in model.base_model.parameters()}
-    generator = torch.Generator().manual_seed(0)
-    originals = []
-    for parameter in model.parameters():
-        if id(parameter) not in encoder or not (parameter.abs() > 0.01).any():
-            originals.append((parameter, parameter.clone()))
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return originals
-
-
-def _try_packing(model: PreTrainedModel, lengths: np.ndarray) -> tuple[Packing | None, str]:
-    """Compares packed and padded logits of sentences of these lengths, with more tokens than most encoders' limit."""
-    pad = model.config.pad_token_id or 0
-    ids = torch.arange(int(lengths.sum())) % (model.config.vocab_size - 1)
-    ids += ids >= pad  # all ids but that of padding
-    rows = ids.split(lengths.tolist())
-    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
-    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    expected = model(input_ids=padded, attention_mask=mask).logits[mask.bool()]  # [T, C]
-
-    model.set_attn_implementation("packed_sdpa")
-    num_heads = model.config.num_attention_heads
-    plan, difference = plan_packing(lengths, num_heads), float("nan")
-    num_positions = getattr(model.config, "max_position_embeddings", None) or math.inf
-    for first_position in (0, pad + 1):
-        if first_position > 0 and first_position + lengths.max() > num_positions:
-            break  # not RoBERTa, whose table of positions is longer than its longest input
-        positions = torch.cat([torch.arange(length) for length in lengths.tolist()]) + first_position
-        logits = model(input_ids=ids[None], position_ids=positions[None], packing_plan=plan).logits[0]
-        if logits.shape == expected.shape:
-            if torch.allclose(logits, expected, rtol=1e-3, atol=1e-4):
-                return Packing(num_heads, first_position), ""
-            difference = (logits - expected).abs().max().item()
-    return None, f"packed and padded logits differ by up to {difference:.2g}"

@@ -50,6 +50,14 @@ def train_used_embeddings(model: PreTrainedModel, token_ids: np.ndarray) -> None
                     setattr(parent, name, replacement)
 
 
+def trained_token_ids(model: PreTrainedModel) -> torch.Tensor:
+    """The ids of the subwords that may occur in training."""
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, PartiallyTrainedEmbedding):
+        return embedding.row_of_id.argsort()[: len(embedding.trained)].cpu()
+    return torch.arange(model.config.vocab_size)
+
+
 def merge_embeddings(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A gathered state_dict -> the same with `weight` in place of `trained` and `frozen`. {} stays {}."""
     weights = dict(weights)

@@ -27,12 +27,13 @@ class Plan:
     save_every: int
     patience: int  # steps without a better score after which training stops early; 0: never
     is_benchmark: bool
+    untimed_steps: int  # of a benchmark, at its start
 
     def due(self, step: int, stop: bool) -> Due:
         """step: the number of steps done. stop: a signal asked the run to stop, which makes a save due."""
-        if self.is_benchmark:
-            return Due(log=False, evaluate=False, save=False, sync_device=True)
         is_last = step == self.total_steps
+        if self.is_benchmark:  # the device is waited for before the first timed step and after the last one
+            return Due(log=False, evaluate=False, save=False, sync_device=is_last or stop or step == self.untimed_steps)
         log = is_last or step % self.log_every == 0
         evaluate = is_last or step % self.eval_every == 0
         save = stop or step % self.save_every == 0
@@ -63,4 +64,5 @@ def make_plan(args, num_windows: int, world_size: int, benchmark_warmup_steps: i
         save_every=args.save_steps or steps_per_epoch,
         patience=args.early_stopping_patience * eval_every,
         is_benchmark=args.benchmark > 0,
+        untimed_steps=benchmark_warmup_steps,
     )

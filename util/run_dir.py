@@ -36,6 +36,7 @@ FLAGS_WITHOUT_EFFECT_ON_RESULTS = (
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
     "fsdp",
+    "cuda_graphs",
     "push_to_hub",
     "hub_model_id",
     "hub_private_repo",

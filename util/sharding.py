@@ -15,6 +15,11 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor under FSDP, else the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def gather_on_rank0(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """On rank 0 the whole tensors on the CPU, without copies of what is there already; {} on other ranks."""
     is_rank0 = not dist.is_initialized() or dist.get_rank() == 0
@@ -26,6 +31,7 @@ def gather_on_rank0(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return gathered
 
 
+@torch.no_grad()  # a copy of a parameter on a GPU would be part of autograd's graph, which distribute_tensor refuses
 def send_from_rank0(targets: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> None:
     """Copies rank 0's values into the targets of all ranks. Other ranks may pass no values."""
     for name, target in targets.items():

@@ -5,12 +5,16 @@ import time
 import numpy as np
 import torch
 
+from util.device import Timestamp, synchronize, to_device
 from util.distributed import all_reduce_sum
 from util.throughput import StepStats, throughput
 
 
 class StepMeter:
-    """Times steps. Evaluation, checkpoints and logging happen between steps and are not counted.
+    """Times steps. Evaluation, checkpoints and log lines are not counted.
+
+    A step ends where the next one begins, so that nothing between two steps is left out. On a GPU these points are CUDA
+    events: the host does not wait for them, and their times are known when it has waited for something else.
 
     loss_sum, step: of the run so far, from a checkpoint. The loss stays on the device until it is logged.
     """
@@ -20,9 +24,13 @@ class StepMeter:
         self.loss_sum = torch.tensor(loss_sum if rank == 0 else 0.0, dtype=torch.float64, device=device)  # of this rank
         self.logged_loss, self.logged_step = loss_sum, step
         self.steps: list[StepStats] = []  # since the last log line
+        self.step_start: Timestamp | None = None  # None: the clock stands
+        self.pending: list[tuple[Timestamp, Timestamp, StepStats]] = []  # steps whose time is not known yet
 
     def start_step(self) -> None:
-        self.step_start, self.data_wait, self.padded_tokens = time.perf_counter(), 0.0, 0
+        self.data_wait, self.padded_tokens = 0.0, 0
+        if self.step_start is None:
+            self.step_start = Timestamp(self.device)
 
     def fetch(self, loader) -> dict:
         """The next batch, on the device. Waiting for the loader counts as data wait."""
@@ -30,21 +38,27 @@ class StepMeter:
         batch = next(loader)
         self.data_wait += time.perf_counter() - start
         self.padded_tokens += batch["input_ids"].numel()
-        if self.device.type == "cpu":
-            return batch
-        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        return to_device(batch, self.device)
 
     def add_loss(self, loss: torch.Tensor) -> None:
         self.loss_sum += loss.detach()
 
-    def end_step(self, lengths: np.ndarray, sync: bool) -> StepStats:
-        """lengths: real tokens of every window of the global batch. sync: wait for the device, so that the clock
-        counts finished work."""
-        if sync and self.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - self.step_start
-        self.steps.append(StepStats(seconds, self.data_wait, lengths, self.padded_tokens))
-        return self.steps[-1]
+    def end_step(self, lengths: np.ndarray, sync: bool) -> list[StepStats]:
+        """lengths: real tokens of every window of the global batch.
+
+        With sync, waits for the device, stops the clock and returns the steps since the last sync; else returns [].
+        """
+        end = Timestamp(self.device)
+        stats = StepStats(np.nan, self.data_wait, lengths, self.padded_tokens)
+        self.pending.append((self.step_start, end, stats))
+        self.step_start = end
+        if not sync:
+            return []
+        synchronize(self.device)
+        finished = [stats._replace(seconds=end.seconds_since(start)) for start, end, stats in self.pending]
+        self.steps += finished
+        self.pending, self.step_start = [], None
+        return finished
 
     def total_loss(self) -> float:
         """The loss of all steps and ranks. A collective."""

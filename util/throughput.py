@@ -5,7 +5,7 @@ Padding is never counted as work. The figures of a run with several ranks are th
 
 import json
 import resource
-import time
+import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,10 +14,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from util.device import Timestamp, synchronize
 from util.distributed import all_reduce_sum
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MATMUL_SIZE = {"cuda": 4096, "cpu": 1536}  # rows and columns of the matrices that measure the matmul peak
+MATMUL_SIZE = {"cuda": 8192, "cpu": 1536}  # rows and columns of the matrices that measure the matmul peak
+CALLS_PER_TIMING = {"cuda": 10, "cpu": 1}  # on a GPU, launching one call would be part of its time
 ADAMW_BYTES = 28  # per parameter: reads weight, gradient, two moments, writes all but the gradient; fp32
 
 
@@ -65,12 +67,12 @@ def utilisation(model: PreTrainedModel, precision: str, steps: list[StepStats], 
     """
     device = model.device
     memory = peak_memory(device)  # before the measurements below allocate more
-    size = MATMUL_SIZE["cuda" if device.type == "cuda" else "cpu"]
+    size = MATMUL_SIZE[device.type]
     matrix = torch.randn(size, size, device=device, dtype=DTYPES[precision])
-    matmul_peak = world_size * 2 * size**3 / _fastest(lambda: matrix @ matrix, device)  # FLOP/s of all ranks
+    matmul_peak = world_size * 2 * size**3 / _seconds(lambda: matrix @ matrix, device)  # FLOP/s of all ranks
     block = torch.empty(2**26, device=device)
     copied_bytes = 2 * block.numel() * block.element_size()  # read and written
-    bandwidth = copied_bytes / _fastest(block.clone, device)
+    bandwidth = copied_bytes / _seconds(block.clone, device)
 
     flops = sum(step_flops(model, step.lengths) for step in steps) / len(steps)
     seconds = sum(step.seconds for step in steps) / len(steps)
@@ -83,16 +85,21 @@ def utilisation(model: PreTrainedModel, precision: str, steps: list[StepStats], 
     }
 
 
-def _fastest(function: Callable, device: torch.device, repetitions: int = 8) -> float:
-    """Seconds of the fastest call. The first call, which may compile or allocate, is not counted."""
+def _seconds(function: Callable, device: torch.device, repetitions: int = 9) -> float:
+    """Seconds of a call: on a GPU the median over repetitions of ten calls between two events, on a CPU the minimum.
+
+    The first repetition, which may compile or allocate, is not counted.
+    """
+    calls = CALLS_PER_TIMING[device.type]
     seconds = []
-    for _ in range(repetitions + 1):
-        start = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    for _ in range(repetitions):
+        start = Timestamp(device)
+        for _ in range(calls):
+            function()
+        end = Timestamp(device)
+        synchronize(device)
+        seconds.append(end.seconds_since(start) / calls)
+    return statistics.median(seconds[1:]) if device.type == "cuda" else min(seconds[1:])
 
 
 def peak_memory(device: torch.device) -> float:
@@ -110,6 +117,8 @@ def device_name(device: torch.device) -> str:
 
 def print_summary(steps: list[StepStats], model, precision: str, device, world_size: int, log) -> None:
     """Prints the result of --benchmark: a line for every figure, then all as JSON. All ranks call it."""
+    if not steps:  # stopped by a signal
+        return
     (padded_tokens,) = all_reduce_sum([sum(step.padded_tokens for step in steps)], device)
     figures = throughput(steps, padded_tokens) | utilisation(model, precision, steps, world_size)
     for name, value in figures.items():

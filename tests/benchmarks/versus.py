@@ -34,6 +34,7 @@ import data  # noqa: E402
 import metrics  # noqa: E402
 import model as modeling  # noqa: E402
 import train  # noqa: E402
+from util.device import Timestamp, synchronize  # noqa: E402
 from util.distributed import quiet  # noqa: E402
 from util.throughput import StepStats, throughput, utilisation  # noqa: E402
 from util.tokenizer import load_tokenizer, packaged_encoder  # noqa: E402
@@ -111,11 +112,15 @@ def base_sized(folder: Path) -> str:
 
 
 class Clock:
-    """Records when steps end, and the lengths of the sentences that were collated for them."""
+    """Records when steps end, and the lengths of the sentences that were collated for them.
 
-    def __init__(self, tokenizer):
+    As train.py --benchmark: the host waits for a GPU before the first timed step and after the last one only.
+    """
+
+    def __init__(self, tokenizer, device: torch.device):
+        self.device = device
         self.collator = transformers.DataCollatorForTokenClassification(tokenizer)
-        self.step_ends: list[float] = []
+        self.step_ends: list[Timestamp] = []
         self.batches: list[np.ndarray] = []  # lengths [B] of every batch
         self.padded_tokens: list[int] = []
 
@@ -127,10 +132,14 @@ class Clock:
         return batch
 
     def end_step(self) -> None:
-        self.step_ends.append(time.perf_counter())
+        if len(self.step_ends) == WARMUP_STEPS - 1:
+            synchronize(self.device)
+        self.step_ends.append(Timestamp(self.device))
 
     def figures(self, model, precision: str) -> dict:
-        seconds = np.diff(self.step_ends)[WARMUP_STEPS - 1 :].tolist()
+        synchronize(self.device)
+        timed = self.step_ends[WARMUP_STEPS - 1 :]
+        seconds = [end.seconds_since(start) for start, end in zip(timed, timed[1:])]
         collated = list(zip(self.batches, self.padded_tokens))[WARMUP_STEPS:]
         steps = [StepStats(s, 0.0, lengths, padded) for s, (lengths, padded) in zip(seconds, collated)]
         figures = throughput(steps, sum(step.padded_tokens for step in steps))
@@ -148,7 +157,7 @@ def make_features(split: data.Split) -> list[dict]:
 
 
 def train_with_trainer(name: str, args, splits, model, tokenizer, seed: int) -> dict:
-    clock, whole_run = Clock(tokenizer), bool(args.f1)
+    clock, whole_run = Clock(tokenizer, model.device), bool(args.f1)
     settings = GUIDE | (BEST if name == "best" else {"bf16": name == "guide-bf16"})
     if whole_run:  # the optimisation of run_ner.py, which is ours too
         settings |= {"learning_rate": 5e-5, "num_train_epochs": args.epochs, "eval_strategy": "epoch"}
@@ -191,7 +200,7 @@ def train_with_trainer(name: str, args, splits, model, tokenizer, seed: int) -> 
 
 def train_with_accelerate(args, splits, model, tokenizer, seed: int) -> dict:
     """The loop of the Hugging Face course, in bf16."""
-    clock, whole_run = Clock(tokenizer), bool(args.f1)
+    clock, whole_run = Clock(tokenizer, model.device), bool(args.f1)
     accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.cuda.is_available())
     transformers.set_seed(seed)
     loader = torch.utils.data.DataLoader(
