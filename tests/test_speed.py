@@ -118,6 +118,16 @@ def test_an_encoder_with_packing_still_reads_a_padded_batch(name):
     torch.testing.assert_close(model(**batch).logits, before, rtol=1e-4, atol=1e-5)
 
 
+def test_a_sentence_longer_than_a_sliding_window_needs_a_mask():
+    """Without one, the window would be ignored. A shorter sentence fits into the window."""
+    model = encoder(CONFIGS["modernbert"]).eval()
+    packing, reason = enable_packing(model, max_length=512)
+    assert packing is not None, reason
+    assert model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.isfinite().all()
+    with pytest.raises(ValueError, match="^an encoder with a sliding window needs an attention_mask$"):
+        model(input_ids=torch.ones(1, 100, dtype=torch.long))
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_encoders_that_do_not_support_packing_are_recognized_and_left_unchanged(name):
     model = encoder(OTHERS[name]).train()

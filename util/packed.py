@@ -244,7 +244,8 @@ def _cpu_attention(q, k, v, scale: float, p: float, window: int | None, plan: Pa
 def _attention(module, query, key, value, attention_mask, scaling, dropout=0.0, packing_plan=None, **kwargs):
     """Called by transformers in every layer. Without a plan, the batch is padded and PyTorch's attention is used."""
     if packing_plan is None:
-        if attention_mask is None and kwargs.get("sliding_window"):  # _mask took the batch for a packed one
+        window = kwargs.get("sliding_window")
+        if attention_mask is None and window and key.shape[2] > window:  # _mask took the batch for a packed one
             raise ValueError("an encoder with a sliding window needs an attention_mask")
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     attention = _gpu_attention if query.device.type == "cuda" else _cpu_attention
