@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from util.distributed import get_ranks
 from util.sharding import parameters_and_buffers, send_from_rank0
 
 NO_GRAPHS = "--cuda_graphs cannot compute this step, train without the flag"
@@ -46,7 +47,8 @@ class GraphedModel:
     """
 
     def __init__(self, model: nn.Module, call):
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        self.world_size = get_ranks().world_size
+        if self.world_size > 1:
             tensors = parameters_and_buffers(model)
             send_from_rank0(tensors, tensors)
         self.call = call
@@ -57,7 +59,7 @@ class GraphedModel:
         self.gradients = [part.view_as(p) for part, p in zip(self.flat.split(sizes), self.parameters)]
         self.anchor = torch.zeros((), requires_grad=True)  # makes autograd call the backward pass
         self.graphs: dict[tuple, SimpleNamespace] = {}  # by the shapes of the batch
-        self.pool = None  # of memory, shared by all graphs: never do two of them run at once
+        self.pool = None  # of memory, shared by all graphs: two graphs never run at the same time
 
     def __call__(self, **inputs) -> SimpleNamespace:
         tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
@@ -80,9 +82,9 @@ class GraphedModel:
     def set_gradients(self, graphs: SimpleNamespace) -> None:
         if any(parameter.grad is not None for parameter in self.parameters):
             raise ValueError(f"{NO_GRAPHS}: the step has gradients from elsewhere, or a second pass")
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if self.world_size > 1:
             dist.all_reduce(self.flat)
-            self.flat.div_(dist.get_world_size())
+            self.flat.div_(self.world_size)
         for i in graphs.has_gradient:
             self.parameters[i].grad = self.gradients[i]
 
@@ -101,7 +103,7 @@ class GraphedModel:
                     torch.autograd.grad(logits, self.parameters, torch.zeros_like(logits), allow_unused=True)
             torch.cuda.current_stream().wait_stream(side_stream)
             graphs.grad_logits = torch.zeros_like(logits)
-            # Other threads, such as NCCL's, may go on during the capture.
+            # thread_local: calls of other threads, such as NCCL's, do not end the capture.
             with torch.cuda.graph(graphs.forward, pool=self.pool, capture_error_mode="thread_local"):
                 graphs.logits = self.call(**graphs.inputs).logits
             self.pool = self.pool or graphs.forward.pool()

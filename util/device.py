@@ -1,4 +1,4 @@
-"""The device of a rank: a GPU, or the CPU. Copies and times that do not make the host wait for a GPU."""
+"""The device of a rank, copies to it, and points in time. Only synchronize makes the host wait for a GPU."""
 
 import time
 

@@ -196,6 +196,7 @@ class _ExitOnError:
                 print(f"error: {' '.join(text.split())}" + (f" (rank {rank})" if rank else ""), file=sys.stderr)
                 raise SystemExit(self.code) from None
             except torch.OutOfMemoryError as error:
+                # "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
                 reason = str(error).partition(" GPU ")[0].partition("\n")[0]
                 print(f"error: {reason} Use a smaller {self.batch_flag}", file=sys.stderr)
                 raise SystemExit(self.code) from None

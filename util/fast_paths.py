@@ -10,14 +10,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from util.cuda_graphs import GraphedModel
 from util.device import to_device
-from util.distributed import all_reduce_sum, on_rank0
+from util.distributed import all_reduce_sum, get_ranks, on_rank0
 from util.half_weights import HalfWeights
 from util.packed import Packing, make_packing_plan, packed_collate
 from util.partial_embedding import trained_token_ids
@@ -250,7 +249,7 @@ def with_fewer_launches(model, args, packing: Packing | None, precision: str, au
 
     args: the flags of train.py. Several ranks need DDP, unless the result is a GraphedModel.
     """
-    is_distributed = dist.is_initialized() and dist.get_world_size() > 1
+    is_distributed = get_ranks().world_size > 1
     if model.device.type != "cuda" or args.fsdp or (is_distributed and not args.cuda_graphs):
         return model
     call = model
@@ -265,12 +264,12 @@ def with_fewer_launches(model, args, packing: Packing | None, precision: str, au
 def choose_half_weights(model, autocast: torch.autocast, packing: Packing | None, log):
     """Returns what calls the model with fewer kernels, or the model, and logs why."""
     with autocast:
-        dtype = torch.get_autocast_dtype(model.device.type)
-    reason = _reason_against(lambda: _try_call(HalfWeights(model, dtype), model, packing, autocast), model)
+        half_weights = HalfWeights(model, torch.get_autocast_dtype(model.device.type))
+    reason = _reason_against(lambda: _try_call(half_weights, model, packing, autocast), model)
     if reason:
         log(f"weights are cast layer by layer: {reason}")
         return model
-    return HalfWeights(model, dtype)
+    return half_weights
 
 
 def choose_cuda_graphs(model, call, autocast: torch.autocast, packing: Packing | None, log) -> GraphedModel | None:
@@ -302,7 +301,7 @@ def _try_call(fast, model, packing: Packing | None, autocast: torch.autocast) ->
     batch = _pad(model, rows) if packing is None else _pack(model, rows, packing)
     tokens = torch.arange(batch["input_ids"].numel())
     expected = _logits_and_gradients(model, model, batch, tokens, autocast)
-    with autocast:  # The kernels are the same, but the backward pass of attention adds in an order that is not.
+    with autocast:  # Not 0: the backward pass of attention may add up its terms in another order each time.
         tolerance = 1e-2 if torch.is_autocast_enabled(model.device.type) else 1e-4
     for _ in range(2):
         error = _relative_error(_logits_and_gradients(fast, model, batch, tokens, autocast), expected)

@@ -4,9 +4,9 @@ Only attention needs to know where sentences begin and end; every other layer co
 is PyTorch's FlashAttention, in fp32 its memory-efficient kernel. On a CPU, attention works on chunks of eight sentences
 of similar length, padded to the longest of the chunk.
 
-    packing = choose_packing("auto", model, 512, False, device, log)  # None: the encoder does not support it
-    batch = packed_collate(features, pad_values, packing)    # input_ids, position_ids, labels [1, T], packing_plan
-    logits = model(**inputs).logits                          # [1, T, C]
+    packing = fast_paths.choose_packing(...)               # None: the encoder does not support it
+    batch = packed_collate(features, pad_values, packing)  # input_ids, position_ids, labels [1, T], packing_plan
+    logits = model(**inputs).logits                        # [1, T, C]
 
 `sliding_window` and other arguments of the attention are those of transformers' AttentionInterface.
 """
@@ -55,8 +55,8 @@ class PackingPlan:
 def packed_collate(features: list[dict], pad_values: dict[str, int], packing: Packing) -> dict:
     """Windows -> one row, the longest window first: input_ids, position_ids, labels [1, T], and a packing_plan.
 
-    T is rounded up with one more window of padding, to a multiple of 8 and by less than 1/length_steps: oneDNN compiles
-    its kernels anew for every T, and so does a CUDA graph.
+    T is rounded up with one more window of padding, to a multiple of 8 and by less than 1/length_steps: for every T,
+    oneDNN compiles its kernels, and a CUDA graph is captured.
     """
     features = sorted(features, key=lambda feature: -len(feature["input_ids"]))
     num_tokens = sum(len(feature["input_ids"]) for feature in features)
@@ -253,8 +253,11 @@ def _attention(module, query, key, value, attention_mask, scaling, dropout=0.0, 
 
 
 def _mask(*args, attention_mask=None, **kwargs):
-    """A packed batch has no attention mask. transformers omits the mask of a batch without padding, and asks for that
-    whether all of the mask is 1, which on a GPU waits for all work that is queued."""
+    """The mask of a padded batch; a packed batch has none.
+
+    To leave out the mask of a batch without padding, transformers reads whether the mask is 1 everywhere. On a GPU, the
+    host would wait for all queued work, so that the mask is always kept.
+    """
     if attention_mask is None:
         return None
     if attention_mask.device.type == "cuda":

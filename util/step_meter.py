@@ -24,7 +24,7 @@ class StepMeter:
         self.loss_sum = torch.tensor(loss_sum if rank == 0 else 0.0, dtype=torch.float64, device=device)  # of this rank
         self.logged_loss, self.logged_step = loss_sum, step
         self.steps: list[StepStats] = []  # since the last log line
-        self.step_start: Timestamp | None = None  # None: the clock stands
+        self.step_start: Timestamp | None = None  # None: the clock is stopped
         self.pending: list[tuple[Timestamp, Timestamp, StepStats]] = []  # steps whose time is not known yet
 
     def start_step(self) -> None:

@@ -1,4 +1,4 @@
-"""Parameters that no logit depends on, such as XLNet's mask_emb."""
+"""Freezes the parameters of an encoder that no logit depends on."""
 
 import torch
 from transformers import PreTrainedModel
