@@ -72,6 +72,10 @@ def _pick_columns(names: tuple[str, ...], columns: Columns, is_prodigy: bool) ->
     return text_column, label_column
 
 
+def as_record(value) -> dict:
+    raise ValueError(f"{json.dumps(value)[:40]} is not an object with columns")
+
+
 class Annotated(NamedTuple):
     """A sentence. Its tags may be ids. Without words: a record that is left out."""
 

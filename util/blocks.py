@@ -12,7 +12,8 @@ import pyarrow as pa
 from datasets.utils import tqdm
 
 from util.annotations import FEATURES, Columns, sentences
-from util.formats import BLANKS, Block, Reader
+from util.formats import Reader
+from util.lines import BLANKS, Block
 from util.workers import exit_with_parent
 
 BLOCK_SIZE = 16 * 2**20  # bytes at least, about 70,000 sentences

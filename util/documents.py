@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from util import report
 from util.annotations import split_words
-from util.formats import is_border, is_comment, split_columns
+from util.lines import is_border, split_columns
 
 CHUNK_SIZE = 1024  # documents
 FORMAT_OF_SUFFIX = {".jsonl": "json", ".ndjson": "json", ".json": "json"}

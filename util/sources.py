@@ -4,7 +4,7 @@ import functools
 import os
 from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import datasets
@@ -20,8 +20,10 @@ from datasets.table import MemoryMappedTable, concat_tables
 from util.annotations import Columns, label_columns, pick_column, text_columns
 from util.blocks import BlockTask, cut_into_blocks, row_blocks, row_group_blocks, write_blocks
 from util.code_digest import code_digest
+from util.column_choice import choose_columns
 from util.format_detection import choose_reader
-from util.formats import Block, Reader, read_dataset, read_parquet
+from util.formats import Reader, read_dataset, read_parquet
+from util.lines import Block
 
 SPLITS = ("train", "validation", "test")
 # Copies of well-known datasets, since datasets >= 4 does not run their loading scripts.
@@ -38,6 +40,9 @@ class Source:
     blocks: list[Block]
     features: Features | None  # of its columns, where the format has types
     digest: str  # of its content; names the cache
+    columns: Columns | None = None  # by their names in this source
+    read_as: str = ""  # "CoNLL, 2 columns: tokens, tags"
+    notes: list[str] = field(default_factory=list)  # for the log
 
 
 def open_sources(
@@ -47,7 +52,7 @@ def open_sources(
     if dataset_name and any(files.values()):
         raise ValueError("--dataset_name and --train_file, --validation_file, --test_file exclude each other")
     if dataset_name:
-        sources = _open_dataset(dataset_name, dataset_config_name)
+        sources = _open_dataset(dataset_name, dataset_config_name, columns)
     else:
         if not any(files.values()):
             samples = Path(__file__).parent.parent / "samples"
@@ -58,14 +63,16 @@ def open_sources(
     return sources
 
 
-def _open_dataset(name: str, config: str | None) -> dict[str, Source]:
+def _open_dataset(name: str, config: str | None, columns: Columns) -> dict[str, Source]:
     sources = {}
     for split, dataset in read_named(name, config).items():
         split = {"dev": "validation", "valid": "validation"}.get(split, split)
         if split in SPLITS:
             blocks = row_blocks(len(dataset))
             reader, digest = Reader(read_dataset, dataset), dataset._fingerprint
-            sources[split] = Source(f"{name} ({split})", reader, blocks, dataset.features, digest)
+            full_name = f"{name} ({split})"
+            notes = choose_columns(full_name, reader, columns)[2]
+            sources[split] = Source(full_name, reader, blocks, dataset.features, digest, columns, "dataset", notes)
     return sources
 
 
@@ -79,15 +86,21 @@ def open_file(path: str, columns: Columns) -> Source:
         raise ValueError(f"{path}: is empty")
     reader = choose_reader(path, text_columns(columns), label_columns(columns))
     blocks, digest = cut_into_blocks(path, reader.block_ends_at)
-    if reader.function is not read_parquet:
-        return Source(path, reader, blocks, None, digest)
+    if reader.function is read_parquet:
+        return _open_parquet(path, reader, columns, digest)
+    reader, columns, notes = choose_columns(path, reader, columns)
+    return Source(path, reader, blocks, None, digest, columns, reader.description, notes)
+
+
+def _open_parquet(path: str, reader: Reader, columns: Columns, digest: str) -> Source:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         features = Features.from_arrow_schema(file.schema_arrow)
     except pa.ArrowException as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
     blocks = row_group_blocks([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
-    return Source(path, reader, blocks, features, digest)
+    reader, columns, notes = choose_columns(path, reader, columns)
+    return Source(path, reader, blocks, features, digest, columns, reader.description, notes)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -104,7 +117,7 @@ def cached(fingerprint: str) -> dict:
 @functools.cache
 def _readers_digest() -> str:
     """Part of the cache key: changed code must not return what older code has read."""
-    names = ("format_detection", "formats", "annotations", "blocks", "sources")
+    names = ("format_detection", "formats", "lines", "tables", "column_choice", "annotations", "blocks", "sources")
     return code_digest(*[Path(__file__).with_name(f"{name}.py") for name in names])
 
 
@@ -117,6 +130,7 @@ def read_source(
     missing blocks. The files are named by the content of the source: an edited file is read again.
     num_proc: the number of processes (one per usable core).
     """
+    columns = source.columns or columns
     try:
         names = _label_names(source.features, columns)
         fingerprint = Hasher.hash((source.digest, source.name, names, astuple(columns), _readers_digest()))

@@ -1,0 +1,210 @@
+"""Lines of text files, and what a line of a column file is: a word, a comment, or the border of two sentences."""
+
+import contextlib
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+BLANKS = "\r\n\t "  # words may hold other white space, such as no-break spaces
+
+
+class Block(NamedTuple):
+    """A part of a source that is read by itself. It begins and ends between two sentences."""
+
+    start: int  # bytes; row groups of Parquet; rows of a Dataset
+    end: int
+    first_line: int = 1
+    first_row: int = 0  # sentences before it, where the format has no lines
+
+
+def text_lines(path: str, block: Block | None = None) -> Iterator[tuple[int, str]]:
+    """Yields (number, line). Raises ValueError for a line that is not UTF-8."""
+    block = block or Block(0, os.path.getsize(path))
+    position = block.start
+    with open(path, "rb") as file:
+        file.seek(position)
+        for number, raw in enumerate(file, block.first_line):
+            if position >= block.end:
+                return
+            position += len(raw)
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                raise ValueError(f"{path}:{number}: not UTF-8{how_to_convert(path)}") from None
+            yield number, line.removeprefix("\ufeff") if number == 1 else line
+
+
+# --------------------------------------------------------------------------------------------------
+# Encodings
+
+_BYTE_ORDER_MARKS = {
+    b"\xff\xfe\0\0": "UTF-32LE", b"\0\0\xfe\xff": "UTF-32BE", b"\xff\xfe": "UTF-16LE", b"\xfe\xff": "UTF-16BE",
+}  # fmt: skip
+_ARCHIVES = {b"\x1f\x8b": "gunzip -k", b"PK\x03\x04": "unzip", b"BZh": "bunzip2 -k", b"\xfd7zXZ\0": "unxz -k"}
+
+
+def check_encoding(path: str, beginning: bytes) -> None:
+    """Raises ValueError for files that are valid UTF-8, but whose lines are not text.
+
+    English text in UTF-16 without a byte order mark is valid UTF-8: every other character is NUL.
+    """
+    if _utf16_by_zeros(beginning):
+        raise ValueError(f"{path}:1: not UTF-8{how_to_convert(path)}")
+    if b"\r" in beginning and b"\n" not in beginning:
+        name = shlex.quote(path)
+        raise ValueError(rf"{path}:1: lines end with CR only; convert it: tr '\r' '\n' < {name} > {name}.lf")
+
+
+def _utf16_by_zeros(beginning: bytes) -> str | None:
+    zeros = [beginning[i::2].count(0) for i in (0, 1)]
+    if len(beginning) < 4 or max(zeros) < len(beginning) / 8 or max(zeros) < 8 * min(zeros):
+        return None
+    return "UTF-16LE" if zeros[1] > zeros[0] else "UTF-16BE"
+
+
+def how_to_convert(path: str) -> str:
+    """The end of an error message: what the file probably is, and the command that converts it to UTF-8."""
+    with open(path, "rb") as file:
+        beginning = file.read(1 << 20)
+    for magic, command in _ARCHIVES.items():
+        if beginning.startswith(magic):
+            return f", but compressed; unpack it: {command} {shlex.quote(path)}"
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if beginning.startswith(mark)), None)
+    encoding = encoding.removesuffix("LE").removesuffix("BE") if encoding else _utf16_by_zeros(beginning)
+    if encoding is None:
+        encoding = _single_byte_encoding(path)
+    if encoding is None:
+        return "; convert it with iconv -f ENCODING -t UTF-8, with the encoding of the file, such as GB18030"
+    name = shlex.quote(path)
+    return f", but probably {encoding}; convert it: iconv -f {encoding} -t UTF-8 {name} > {name}.utf8"
+
+
+def _single_byte_encoding(path: str) -> str | None:
+    """ISO-8859-1 or WINDOWS-1252, if most of the letters are ASCII, as in Western European languages."""
+    counts = np.zeros(256, int)
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            counts += np.bincount(np.frombuffer(piece, np.uint8), minlength=256)
+    control_characters = counts[:9].sum() + counts[14:27].sum()
+    high, ascii_letters = counts[0x80:].sum(), counts[65:91].sum() + counts[97:123].sum()
+    if control_characters or high > ascii_letters / 2:
+        return None
+    return "WINDOWS-1252" if counts[0x80:0xA0].any() else "ISO-8859-1"
+
+
+# --------------------------------------------------------------------------------------------------
+# Columns, borders, comments
+
+
+def split_columns(line: str) -> list[str]:
+    """Splits a line at tabs, or at blanks if it has no tab. An empty line has no columns. A word may be blank."""
+    stripped = line.rstrip(BLANKS)
+    if not stripped:
+        return []
+    if "\t" in line:
+        return stripped.split("\t")
+    columns = stripped.split(" ")  # str.split() without arguments would also split at no-break spaces
+    return [column for column in columns if column] if "" in columns else columns
+
+
+# Of CoNLL-2003 (-DOCSTART-), and as others write it: -DOCSTART, --DOCSTART--, -docstart-, DOCSTART.
+_DOCSTART = re.compile(r"(?i:-+docstart-*|docstart-+)|DOCSTART")
+
+
+def is_border(columns: list[str]) -> bool:
+    """Whether a line separates sentences: an empty line, or the beginning of a document."""
+    if not columns:
+        return True
+    if columns[0][:1] not in ("-", "D", "d"):
+        return False
+    return _DOCSTART.fullmatch(columns[0].partition(" ")[0]) is not None
+
+
+class Layout(NamedTuple):
+    """What the beginning of a column file tells about its lines."""
+
+    width: int  # columns of a word
+    has_tabs: bool  # in every line that holds a word
+    values: frozenset[str]  # of all columns but the first, on lines that cannot be comments
+
+
+# A tag with the position of its word in an entity: O, B-PER, b_per, PER-B, or B alone.
+IOB_TAG = re.compile(r"[Oo]|[BIESLUMW]|[BIESLUMWbieslumw][-_:./|]\S+|[A-Z]\S*[-_:./|][BIESLUMW]")
+_KEY_AND_VALUE = re.compile(r"#+ +\S+ +=( |$)")  # "# sent_id = 2"
+# "#begin document", "# id 0a1b domain=en", "###DOC:1"
+_PROBABLY_COMMENT = re.compile(r"#+ ?((begin|end|new)? ?(document|doc|par)|id)\b|#+ ?[\w.-]+ ?[:=]|# .*\w=\S", re.I)
+
+
+def is_comment(line: str, columns: list[str], layout: Layout, at_start: bool) -> bool:
+    """Whether a line of a column file that begins with # is a comment, not a word.
+
+    It is if it does not have the shape of a word: another number of columns, or blanks where words have tabs. In the
+    middle of a sentence, a comment begins with "# ". A line with the shape of a word may be a comment in front of
+    a sentence, if it has blanks for separators. Raises ValueError if that cannot be decided.
+
+    at_start: no word of the sentence stands above the line.
+    """
+    if not columns[0].startswith("#"):
+        return False
+    has_shape = len(columns) == layout.width and ("\t" in line or not layout.has_tabs)
+    if not has_shape:
+        return at_start or line.startswith("# ")
+    if not at_start or ("\t" in line and not columns[0].startswith("# ")):
+        return False
+    if _KEY_AND_VALUE.match(line):
+        return True
+    if any(value in layout.values or IOB_TAG.fullmatch(value) for value in columns[1:]):
+        return False
+    if _PROBABLY_COMMENT.match(line):
+        return True
+    shown = line.strip(BLANKS)
+    raise ValueError(f"{shown!r} may be a comment or a word; separate columns with tabs, or remove the line")
+
+
+def word_columns(line: str, columns: list[str], layout: Layout, at_start: bool) -> list[str] | None:
+    """The columns of a line that is not shaped as most lines are, or None for a comment.
+
+    Raises ValueError, without the position, for a line that is neither a word nor a comment.
+    """
+    if is_comment(line, columns, layout, at_start):
+        return None
+    if len(columns) == layout.width:
+        return columns
+    # " O" is an empty word and its tag, if columns are separated by blanks.
+    if len(columns) == layout.width - 1 and line.startswith(" ") and columns[-1] in layout.values:
+        return ["", *columns]
+    if len(columns) == 1:
+        raise ValueError(f"{columns[0]!r} has no tag")
+    raise ValueError(f"{len(columns)} columns where the lines above have {layout.width}")
+
+
+def detect_layout(path: str) -> Layout:
+    """The layout of a column file, from its first thousand lines."""
+    lines = [(number, line, split_columns(line)) for number, line in beginning_of(path)]
+    lines = [entry for entry in lines if not is_border(entry[2])]
+    words = [entry for entry in lines if not entry[2][0].startswith("#")]
+    if not words:  # "# O" may be the only word; "# a comment" is none
+        words = [entry for entry in lines if entry[2][0] != "#" or len(entry[2]) <= 2]
+    if not words:
+        return Layout(0, False, frozenset())
+    # The first line decides, so that an error is found in the line that differs from those above it.
+    width = len(words[0][2])
+    values = {value for _, _, columns in words if len(columns) == width for value in columns[1:]}
+    has_tabs = all("\t" in line for _, line, columns in words if len(columns) == width)
+    return Layout(width, has_tabs, frozenset(values))
+
+
+def beginning_of(path: str, size: int = 1000) -> list[tuple[int, str]]:
+    """The numbers and texts of the first lines that are not empty, up to one that is not UTF-8."""
+    found: list[tuple[int, str]] = []
+    with contextlib.suppress(ValueError):  # reading the file raises it again
+        for number, line in text_lines(path):
+            if line.strip(BLANKS):
+                found.append((number, line))
+            if len(found) == size:
+                break
+    return found

@@ -1,0 +1,91 @@
+"""Tables (CSV, TSV, columns with a header): rows of cells, names of columns, and which rows make a sentence."""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+
+from util.lines import IOB_TAG, is_border, split_columns, text_lines
+
+csv.field_size_limit(2**31 - 1)  # a cell may hold a document and its annotations
+SENTENCE_ID = ("sentence_id", "sent_id", "sentence_idx", "sentence id", "sentence #")
+# Names of columns in the headers of tagging corpora, in lower case.
+KNOWN_NAMES = {
+    *SENTENCE_ID, "word", "words", "token", "tokens", "form", "text", "sentence", "id", "tag", "tags", "label",
+    "labels", "ner", "ner_tag", "ner_tags", "pos", "pos_tag", "pos_tags", "upos", "xpos", "chunk", "chunk_tag",
+    "chunk_tags", "lemma", "entity", "entities", "spans", "iob", "bio", "iob_tag", "bio_tag", "misc", "feats", "head",
+    "deprel",
+}  # fmt: skip
+
+
+def table_rows(path: str, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+    """Yields (number of its first line, cells) for every row, header included. A border of sentences has no cells.
+
+    delimiter: " " splits as the columns of CoNLL do. Borders are empty lines, rows of empty cells and -DOCSTART-.
+    Comments are skipped: rows of another number of cells that begin with "# ", or with # below a border.
+    """
+    line, width, at_start = 1, 0, True
+    rows = _split_rows(path, delimiter, quoted)
+    try:
+        for line, row in rows:
+            if is_border(row) or not any(map(str.strip, row)):
+                row = []
+            elif len(row) != width and row[0].startswith("#") and (at_start or row[0].startswith("# ")):
+                continue
+            width = width or len(row)  # of the header
+            if row and len(row) != width:
+                raise csv.Error(f"{len(row)} cells under {width} column names")
+            at_start = not row
+            yield line, row
+    except csv.Error as error:
+        raise ValueError(f"{path}:{line}: {error}") from None
+
+
+def _split_rows(path: str, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+    if delimiter == " ":
+        yield from ((number, split_columns(line)) for number, line in text_lines(path))
+        return
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    lines = (line for _, line in text_lines(path))
+    rows = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    line = 1
+    try:
+        for row in rows:
+            yield line, row
+            line = rows.line_num + 1  # a quoted cell may extend over several lines
+    except csv.Error as error:
+        raise ValueError(f"{path}:{line}: {error}") from None
+
+
+def column_names(header: Sequence[str]) -> list[str]:
+    """Unique names: a column without a name, or with the name of an earlier one, is named by its number."""
+    names = [name.strip() for name in header]
+    return [name if name and name not in names[:i] else str(i + 1) for i, name in enumerate(names)]
+
+
+def uses_quotes(rows: list[list[str]]) -> bool:
+    """Whether rows [R][cells], split without regard to quotes, come from a writer that quotes cells.
+
+    Such a writer quotes cells that hold quotes, which it doubles, or quotes every cell. In other files, quotes are
+    words, or parts of words.
+    """
+    cells = [cell for row in rows for cell in row if cell]
+    marked = [cell for cell in cells if cell.startswith('"')]
+    if not marked or any(not re.fullmatch(r'"(?:[^"]|"")*"', cell) for cell in marked):
+        return False
+    return any('""' in cell[1:-1] for cell in marked) or len(marked) == len(cells)
+
+
+def is_header(first: list[str], rows: list[list[str]], names: Sequence[str], expected: bool) -> bool:
+    """Whether the first row of a table names its columns.
+
+    rows: further rows. names: further names of columns, in lower case. expected: a table without a known name may
+    have a header, too, since its name ends in .csv or .tsv.
+    """
+    # A single letter may be a name (W for words) as well as a tag.
+    if not rows or any(cell == "O" or (len(cell) > 1 and IOB_TAG.fullmatch(cell)) for cell in first):
+        return False
+    num_known = sum(name.strip(' "').lower() in KNOWN_NAMES.union(names) for name in first)
+    recurs = any(cell and any(row[i : i + 1] == [cell] for row in rows) for i, cell in enumerate(first))
+    if num_known >= 2:
+        return True
+    return (num_known == 1 or expected) and not recurs
