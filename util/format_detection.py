@@ -37,8 +37,8 @@ def choose_reader(path: str, text_columns: list[str], label_columns: list[str]) 
         if beginning.startswith("[") and not re.match(r'\[\s*"', beginning):
             return Reader(read_json_array, path, description="JSON array")
         return Reader(read_json_lines, path, block_ends_at="line", description="JSON Lines")
-    lines = [(number, line) for number, line in beginning_of(path) if not is_border(split_columns(line))]
-    words = [line.rstrip("\r\n") for _, line in lines if not line.startswith("#")]
+    lines = [line.rstrip("\r\n") for line in beginning_of(path) if not is_border(split_columns(line))]
+    words = [line for line in lines if not line.startswith("#")]
     if words and is_conllu(words[0]):
         return Reader(read_conllu, path, block_ends_at="empty line", description="CoNLL-U")
     table = _detect_table(path, suffix, words, text_columns, label_columns)
@@ -65,19 +65,20 @@ def _detect_table(
         return None
     known = [name.lower() for name in (*text_columns, *label_columns) if not name.isdigit()]
     delimiter = _delimiter(suffix, lines, text_columns, label_columns)
-    quoted = delimiter in (",", ";") or (delimiter == "\t" and uses_quotes([line.split("\t") for line in lines]))
+    quoted = delimiter in (",", ";") or (delimiter == "\t" and uses_quotes(lines, delimiter))
     rows = _rows(lines, delimiter, quoted)
     has_names = _names_both(rows[0], text_columns, label_columns)
+    if not has_names and delimiter == "\t" and _is_sentence_per_line(rows):
+        names = ["tokens", "tags", *map(str, range(3, len(rows[0]) + 1))]
+        options = {"quoted": quoted, "names": names, "word_per_row": False}
+        description = "a sentence a line, 2 columns: tokens, tags"
+        return Reader(read_csv, path, {"delimiter": delimiter} | options, description=description)
     if has_names or is_header(rows[0], rows[1:], known, expected=suffix in (".csv", ".tsv")):
         names = column_names(rows[0])
         _check_repeated(path, rows[0], text_columns, label_columns)
         options = {"quoted": quoted, "word_per_row": _is_word_per_row(names, rows[1:], label_columns)}
         description = f"{_KIND[delimiter]}, {len(names)} columns: {', '.join(names)}"
         return Reader(read_csv, path, {"delimiter": delimiter} | options, description=description)
-    if delimiter == "\t" and _is_sentence_per_line(rows):
-        names = ["tokens", "tags", *map(str, range(3, len(rows[0]) + 1))]
-        options = {"quoted": quoted, "names": names, "word_per_row": False}
-        return Reader(read_csv, path, {"delimiter": delimiter} | options, description="a sentence a line: tokens, tags")
     if quoted:
         names = conll_names(len(rows[0]))
         options = {"quoted": quoted, "names": names, "word_per_row": True}
@@ -150,4 +151,6 @@ def _is_word_per_row(names: list[str], rows: list[list[str]], label_columns: lis
 def _is_sentence_per_line(rows: list[list[str]]) -> bool:
     """Whether each row has as many words in the first cell as tags in the second, and some row has several."""
     counts = [[len(split_columns(cell)) for cell in row[:2]] for row in rows]
-    return all(len(count) == 2 and count[0] == count[1] > 0 for count in counts) and max(map(max, counts)) > 1
+    if not all(len(count) == 2 and count[0] == count[1] > 0 for count in counts) or max(map(max, counts)) < 2:
+        return False
+    return max(counts[0]) > 1 or IOB_TAG.fullmatch(rows[0][1]) is not None  # else a header

@@ -183,28 +183,34 @@ def word_columns(line: str, columns: list[str], layout: Layout, at_start: bool) 
 
 
 def detect_layout(path: str) -> Layout:
-    """The layout of a column file, from its first thousand lines."""
-    lines = [(number, line, split_columns(line)) for number, line in beginning_of(path)]
-    lines = [entry for entry in lines if not is_border(entry[2])]
-    words = [entry for entry in lines if not entry[2][0].startswith("#")]
-    if not words:  # "# O" may be the only word; "# a comment" is none
-        words = [entry for entry in lines if entry[2][0] != "#" or len(entry[2]) <= 2]
+    """The layout of a column file, from its first lines."""
+    words, possible_comments, at_start = [], [], True
+    for line in beginning_of(path, 5000):
+        columns = split_columns(line)
+        if is_border(columns):
+            at_start = True
+        elif columns[0].startswith("#") and at_start:
+            possible_comments.append((line, columns))
+        elif columns[0] != "#" or len(columns) <= 2 or (words and len(columns) == len(words[0][1])):
+            words.append((line, columns))
+            at_start = False
+    if not words:  # "# O" may be a word; "# a comment" is none
+        words = [entry for entry in possible_comments if entry[1][0] != "#" or len(entry[1]) <= 2]
     if not words:
         return Layout(0, False, frozenset())
     # The first line decides, so that an error is found in the line that differs from those above it.
-    width = len(words[0][2])
-    values = {value for _, _, columns in words if len(columns) == width for value in columns[1:]}
-    has_tabs = all("\t" in line for _, line, columns in words if len(columns) == width)
-    return Layout(width, has_tabs, frozenset(values))
+    width = len(words[0][1])
+    words = [entry for entry in words if len(entry[1]) == width]
+    values = {value for _, columns in words for value in columns[1:]}
+    return Layout(width, all("\t" in line for line, _ in words), frozenset(values))
 
 
-def beginning_of(path: str, size: int = 1000) -> list[tuple[int, str]]:
-    """The numbers and texts of the first lines that are not empty, up to one that is not UTF-8."""
-    found: list[tuple[int, str]] = []
+def beginning_of(path: str, size: int = 1000) -> list[str]:
+    """The first lines, up to one that is not UTF-8."""
+    found: list[str] = []
     with contextlib.suppress(ValueError):  # reading the file raises it again
-        for number, line in text_lines(path):
-            if line.strip(BLANKS):
-                found.append((number, line))
+        for _, line in text_lines(path):
+            found.append(line)
             if len(found) == size:
                 break
     return found

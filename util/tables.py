@@ -62,17 +62,24 @@ def column_names(header: Sequence[str]) -> list[str]:
     return [name if name and name not in names[:i] else str(i + 1) for i, name in enumerate(names)]
 
 
-def uses_quotes(rows: list[list[str]]) -> bool:
-    """Whether rows [R][cells], split without regard to quotes, come from a writer that quotes cells.
+def uses_quotes(lines: list[str], delimiter: str) -> bool:
+    """Whether the writer of a TSV file quotes cells.
 
-    Such a writer quotes cells that hold quotes, which it doubles, or quotes every cell. In other files, quotes are
-    words, or parts of words.
+    Such a writer quotes cells that hold quotes, which it doubles, or tabs; or it quotes every cell. In other files,
+    quotes are words, or parts of words.
     """
-    cells = [cell for row in rows for cell in row if cell]
-    marked = [cell for cell in cells if cell.startswith('"')]
-    if not marked or any(not re.fullmatch(r'"(?:[^"]|"")*"', cell) for cell in marked):
+    plain = [line.split(delimiter) for line in lines]
+    if not any(cell.startswith('"') for row in plain for cell in row):
         return False
-    return any('""' in cell[1:-1] for cell in marked) or len(marked) == len(cells)
+    try:
+        rows = list(csv.reader(lines, delimiter=delimiter, strict=True))
+    except csv.Error:
+        return False
+    if len(rows) != len(lines):  # a lone quote would swallow the lines up to the next one
+        return False
+    if any('"' in cell or delimiter in cell for cells, row in zip(plain, rows) if cells != row for cell in row):
+        return True
+    return all(cell.startswith('"') for row in plain for cell in row if cell)
 
 
 def is_header(first: list[str], rows: list[list[str]], names: Sequence[str], expected: bool) -> bool:
