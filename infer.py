@@ -37,6 +37,7 @@ from util.tag_files import TagJob, tag_file, tag_stream, tagger_digest
 from util.tag_schemes import entity_spans, entity_type, prefix
 from util.tokenizer import encode, load_tokenizer, max_length, special_tokens, subword_offsets
 
+COLUMN_FLAGS = ("text_column_name", "label_column_name")
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
 # ---------------------------------------------------------------------------------------------------------
@@ -205,20 +206,24 @@ def vote(probabilities: np.ndarray, word_ids: np.ndarray, label_list: list[str],
 # Evaluation of a labelled file
 
 
-def training_flags(model: str) -> argparse.Namespace:
-    """The data flags of the run that the model is from, and its --strict. Files are read as in training."""
+def training_flags(args: argparse.Namespace) -> argparse.Namespace:
+    """The data flags of the run that the model is from, and its --strict. Files are read as in training.
+
+    The names of columns in `args`, if they are given, replace those of the run.
+    """
     flags = vars(data.get_args([])) | {"strict": False}
-    path = os.path.join(model, CONFIG_FILE)
+    path = os.path.join(args.model, CONFIG_FILE)
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
             settings = yaml.safe_load(file)
         flags |= {name: value for name, value in settings.items() if name in flags}
+    flags |= {name: value for name, value in vars(args).items() if name in COLUMN_FLAGS and value}
     return argparse.Namespace(**flags)
 
 
 def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
     """Prints the scores of --input_file as training measures them, and writes the error report."""
-    flags = training_flags(args.model)
+    flags = training_flags(args)
     sentences, _ = read_file(args.input_file, data.columns_of(flags))
     statistics = tag_statistics(sentences, args.input_file)
     unknown = sorted(set(statistics.counts) - set(tagger.label_list))  # scored, but never predicted
@@ -267,12 +272,14 @@ def get_args() -> argparse.Namespace:
     add = parser.add_argument
     add("model", help="folder that train.py wrote, or Hub id of any token-classification model")
     add("text", nargs="*")
-    add("--input_file", help="text (a document a line), JSON Lines (text or tokens), CoNLL; -: stdin")
+    add("--input_file", help="a text a line, JSON Lines, or any format of train.py; -: stdin")
+    for name in COLUMN_FLAGS:
+        add(f"--{name}", help="of --input_file (as in training)")
     add("--output_file", help="instead of standard output; with --evaluate, the error report (HTML)")
     add("--aggregation_strategy", choices=STRATEGIES, default="simple", help="how subwords vote (simple)")
     add("--format", choices=documents.OUTPUT_FORMATS, help="json: an object a line; conll: a tag a word")
-    add("--evaluate", action="store_true", help="score a labelled --input_file of any format of train.py")
-    add("--skip_bad_lines", action="store_true", help="write them to OUTPUT_FILE.errors; else an error")
+    add("--evaluate", action="store_true", help="score a labelled --input_file")
+    add("--skip_bad_lines", action="store_true", help="write bad lines of text and JSON Lines to OUTPUT_FILE.errors")
     add("--stride", type=non_negative_int, help="subwords by which windows overlap (as in training, 64)")
     add("--batch_size", type=positive_int, default=32, help="windows, at most 32,768 tokens (32)")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(auto)")
@@ -288,7 +295,7 @@ def get_args() -> argparse.Namespace:
     if args.format is None:
         args.format = documents.output_format(args.output_file or "")
     if args.stride is None:
-        args.stride = training_flags(args.model).stride
+        args.stride = training_flags(args).stride
     return args
 
 
@@ -306,20 +313,17 @@ def main() -> None:
         return
 
     if args.text:
-        input_format, chunks = "text", documents.chunks_of_texts(args.text)
+        texts = documents.input_of_texts(args.text)
     else:
-        input_format, chunks = documents.open_chunks(args.input_file)
+        texts = documents.open_input(args.input_file, data.columns_of(training_flags(args)))
     on_terminal = sys.stdout.isatty() and not args.output_file
-    job = TagJob(
-        tagger, args.aggregation_strategy, args.input_file or "text", input_format,
-        args.format, args.skip_bad_lines, on_terminal,
-    )  # fmt: skip
+    job = TagJob(tagger, args.aggregation_strategy, texts, args.format, args.skip_bad_lines, on_terminal)
     if not args.output_file:
-        tag_stream(job, chunks)
+        tag_stream(job)
         return
     flags = ("aggregation_strategy", "format", "stride", "precision", "skip_bad_lines")
     fingerprint = {"model": tagger_digest(tagger)} | {f"--{name}": getattr(args, name) for name in flags}
-    is_new = tag_file(job, args.input_file, args.output_file, fingerprint, ranks.rank, ranks.world_size)
+    is_new = tag_file(job, args.output_file, fingerprint, ranks.rank, ranks.world_size)
     if ranks.rank == 0 and not is_new:
         print(f"{args.output_file} is complete already", file=sys.stderr)
 

@@ -20,7 +20,7 @@ from conftest import ROOT, read, results, run, train
 
 import infer
 from util import documents, tag_files
-from util.annotations import split_words
+from util.annotations import Columns, split_words
 from util.documents import Document
 from util.report import type_colors
 
@@ -186,7 +186,9 @@ def test_words_of_conll_are_those_that_training_reads(tmp_path):
     lines = ["\u00a0a\tB-X", " b\u00a0 O", "c\u3000\tO"]
     (tmp_path / "x.conll").write_text("\n".join(line.replace(" O", "\tO").strip(" ") for line in lines))
     trained = [word for row in read(tmp_path / "x.conll") for word in row["tokens"]]
-    document = documents.parse_document("conll", [line.encode() for line in lines])
+    (tmp_path / "y.conll").write_text("\n".join(lines))
+    source = documents.open_input(str(tmp_path / "y.conll"), Columns())
+    (document,) = [source.parse(raw) for chunk in source.chunks() for raw in chunk]
     assert [document.text[start:end] for start, end in document.words] == trained == ["\u00a0a", "b\u00a0", "c\u3000"]
 
 

@@ -1,20 +1,26 @@
-"""Documents: read from lines of text, JSON Lines, or sentences of CoNLL; written with their entities."""
+"""Documents: read from lines of text, JSON Lines, or any file that training reads; written with their entities."""
 
 import colorsys
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from util import report
-from util.annotations import split_words
-from util.lines import is_border, split_columns
+from util.annotations import Columns, as_record, label_columns, pick_column, split_words, text_columns, words_and_tags
+from util.column_choice import choose_columns
+from util.format_detection import choose_reader
+from util.formats import Reader, read_conll, read_csv
+from util.lines import beginning_of, is_border, split_columns
+from util.plausibility import kind
 
 CHUNK_SIZE = 1024  # documents
-FORMAT_OF_SUFFIX = {".jsonl": "json", ".ndjson": "json", ".json": "json"}
+FORMAT_OF_SUFFIX = {".jsonl": "json", ".ndjson": "json", ".json": "json"}  # of the output
 FORMAT_OF_SUFFIX |= dict.fromkeys((".conll", ".conllu", ".iob", ".iob2", ".bio", ".tsv"), "conll")
+CORPUS_SUFFIXES = {".conll", ".conllu", ".iob", ".iob2", ".bio", ".tsv", ".csv", ".parquet", ".json"}
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -48,90 +54,124 @@ class Tagged(NamedTuple):
 
 
 class RawDocument(NamedTuple):
-    """A document before it is parsed. Bytes, so that invalid UTF-8 is an error of one document only."""
+    """A document before it is parsed. An invalid line of text or JSON Lines is an error of one document only."""
 
-    line_number: int
-    lines: list[bytes]
+    number: int  # of its line, or of its row in a format without lines
+    content: bytes | dict  # a line, or a record of util/formats.py
 
-
-def detect_format(name: str, beginning: bytes) -> str:
-    """text, json or conll: by the suffix of the name, else by whether the content begins with an object."""
-    is_json = beginning.lstrip(BYTE_ORDER_MARK + b" \t\r\n").startswith(b"{")
-    return FORMAT_OF_SUFFIX.get(Path(name).suffix.lower(), "json" if is_json else "text")
+    def as_bytes(self) -> bytes:
+        return json.dumps(self.content).encode() if isinstance(self.content, dict) else self.content
 
 
-def read_documents(stream: Iterable[bytes], input_format: str) -> Iterator[RawDocument]:
-    """An empty line is an empty document of a text. JSON Lines skips it, and in CoNLL it ends a sentence."""
-    number, sentence = 0, []
-    for number, line in enumerate(stream, 1):
-        line = line.rstrip(b"\r\n")
-        if number == 1:
-            line = line.removeprefix(BYTE_ORDER_MARK)
-        if input_format != "conll":
-            if line.strip() or input_format == "text":
-                yield RawDocument(number, [line])
-        elif not is_border(split_columns(line.decode("utf-8", "replace"))):
-            sentence.append(line)
-        elif sentence:
-            yield RawDocument(number - len(sentence), sentence)
-            sentence = []
-    if sentence:
-        yield RawDocument(number - len(sentence) + 1, sentence)
+@dataclass
+class Input:
+    """Documents to tag: lines of text, JSON Lines, or the sentences of any file that training reads."""
+
+    name: str  # in messages
+    format: str  # "text", "json", or "corpus"
+    stream: Callable[[], Iterable[bytes]] | None = None  # opens the lines of text and JSON Lines
+    reader: Reader | None = None  # of a corpus
+    columns: Columns = field(default_factory=Columns)
+
+    def chunks(self) -> Iterator[list[RawDocument]]:
+        """Yields CHUNK_SIZE documents at a time, so that memory does not grow with the input."""
+        documents = self._lines(self.stream()) if self.stream else self._records()
+        while chunk := list(itertools.islice(documents, CHUNK_SIZE)):
+            yield chunk
+
+    def _lines(self, stream: Iterable[bytes]) -> Iterator[RawDocument]:
+        """An empty line is an empty document of a text. JSON Lines skips it."""
+        for number, line in enumerate(stream, 1):
+            line = line.rstrip(b"\r\n")
+            if number == 1:
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            if line.strip() or self.format == "text":
+                yield RawDocument(number, line)
+
+    def _records(self) -> Iterator[RawDocument]:
+        assert self.reader
+        for row, (lines, record) in enumerate(self.reader.read(), 1):
+            yield RawDocument(lines[0] if lines else row, record)
+
+    def parse(self, raw: RawDocument) -> Document:
+        """Raises ValueError for an invalid document."""
+        if isinstance(raw.content, dict):
+            return document_of_record(raw.content, self.columns)
+        line = raw.content.decode("utf-8")
+        return _parse_json(line, self.columns) if self.format == "json" else Document.from_text(line)
 
 
-def read_chunks(stream: Iterable[bytes], input_format: str) -> Iterator[list[RawDocument]]:
-    """Yields CHUNK_SIZE documents at a time, so that memory does not grow with the input."""
-    documents = read_documents(stream, input_format)
-    while True:
-        chunk = list(itertools.islice(documents, CHUNK_SIZE))
-        if not chunk:
-            return
-        yield chunk
-
-
-def chunks_of_texts(texts: list[str]) -> list[list[RawDocument]]:
-    """One chunk. Command-line arguments that are not UTF-8 become errors, as lines of a file do."""
+def input_of_texts(texts: list[str]) -> Input:
+    """Command-line arguments. Those that are not UTF-8 become errors, as lines of a file do."""
     encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
-    return [[RawDocument(i, [text]) for i, text in enumerate(encoded, 1)]]
+    return Input("text", "text", lambda: encoded)
 
 
-def open_chunks(path: str) -> tuple[str, Iterator[list[RawDocument]]]:
-    """The format of a file, or of standard input for "-", and its chunks."""
-    stream = sys.stdin.buffer if path == "-" else open(path, "rb")
-    input_format = detect_format(path, stream.peek())
-    return input_format, read_chunks(stream, input_format)
+def open_input(path: str, columns: Columns) -> Input:
+    """A file of any format, or standard input ("-") of text or JSON Lines. columns: see util/annotations.py."""
+    if path == "-":
+        stream = sys.stdin.buffer
+        return Input("-", "json" if _begins_with_object(stream.peek()) else "text", lambda: stream)
+    with open(path, "rb") as file:
+        beginning = file.peek()
+    suffix = Path(path).suffix.lower()
+    if suffix in (".jsonl", ".ndjson") or _begins_with_object(beginning):
+        return Input(path, "json", lambda: open(path, "rb"), columns=columns)
+    if not beginning:
+        return Input(path, "text", lambda: open(path, "rb"))
+    reader = choose_reader(path, text_columns(columns), label_columns(columns))
+    if suffix not in CORPUS_SUFFIXES and not _is_corpus(path, reader):
+        return Input(path, "text", lambda: open(path, "rb"))
+    if reader.function is read_conll:
+        reader.options["labelled"] = False  # words may stand alone
+    reader, columns, _ = choose_columns(path, reader, columns)
+    return Input(path, "corpus", reader=reader, columns=columns)
 
 
-def parse_document(input_format: str, lines: list[bytes]) -> Document:
-    """Raises ValueError for an invalid document."""
-    decoded = [line.decode("utf-8") for line in lines]
-    if input_format == "json":
-        return _parse_json(decoded[0])
-    if input_format == "text":
-        return Document.from_text(decoded[0])
-    rows = [split_columns(line) for line in decoded]
-    # The last line of a sentence is a word. Its columns tell words from comments.
-    while len(rows) > 1 and is_comment(rows[0], len(rows[-1]), at_start=True):
-        del rows[0]
-    if len(rows[0]) == 10 and rows[0][0][:1].isdigit():  # CoNLL-U: without ranges (1-2) and empty nodes (8.1)
-        rows = [row[1:] for row in rows if row[0].isdigit()]
-    return Document.from_words([row[0] for row in rows])
+def _begins_with_object(beginning: bytes) -> bool:
+    return beginning.lstrip(BYTE_ORDER_MARK + b" \t\r\n").startswith(b"{")
 
 
-def _parse_json(line: str) -> Document:
+def _is_corpus(path: str, reader: Reader) -> bool:
+    """Whether a file whose name does not tell its format is something else than lines of text."""
+    if reader.function is not read_conll:
+        return reader.function is not read_csv or reader.options["delimiter"] != " "
+    rows = [columns for columns in map(split_columns, beginning_of(path)) if not is_border(columns)]
+    rows = [columns for columns in rows if not columns[0].startswith("#")]
+    widths = {len(columns) for columns in rows}
+    return len(widths) == 1 and widths != {1} and kind([columns[-1] for columns in rows]) == "tags"
+
+
+def document_of_record(record: dict, columns: Columns) -> Document:
+    """The words that training reads. Of a record without tags: its text, or its words."""
+    if isinstance(record.get("data"), dict):  # a task of Label Studio
+        record = record["data"] | {name: record[name] for name in record.keys() - {"data"}}
+    try:
+        words = words_and_tags(record, columns).words
+    except ValueError:
+        words = []
+    text = record.get(columns.text or "text")
+    if not isinstance(text, str):
+        text = record[pick_column(record, "--text_column_name", text_columns(columns))]
+    if isinstance(text, str):
+        document = Document.from_text(text)
+        same = words == [text[start:end] for start, end in document.words]
+        return document if same or not words else Document.from_words(words)
+    if isinstance(text, list) and all(isinstance(word, str) for word in text):
+        return Document.from_words(text)
+    raise ValueError("neither a text nor a list of words")
+
+
+def _parse_json(line: str, columns: Columns) -> Document:
     try:
         record = json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {getattr(error, 'msg', error)}") from None
-    if not isinstance(record, dict) or not {"text", "tokens"} & record.keys():
-        raise ValueError('not an object with "text" or "tokens"')
+    record = record if isinstance(record, dict) else as_record(record)
     json.dumps(record, ensure_ascii=False).encode()  # raises for half of a surrogate pair, which is not text
-    text, tokens = record.get("text"), record.get("tokens")
-    if isinstance(text, str):
-        return Document.from_text(text, record)
-    if "text" not in record and isinstance(tokens, list) and all(isinstance(word, str) for word in tokens):
-        return Document.from_words(tokens, record)
-    raise ValueError('"text" must be a string, and "tokens" a list of strings')
+    if columns.text not in record:  # a model may be trained on a file of other columns
+        columns = Columns(task=columns.task)
+    return document_of_record(record, columns)._replace(record=record)
 
 
 def _refuse_constant(constant: str):

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from util import report
 from util.distributed import on_rank0
-from util.documents import Document, RawDocument, format_document, parse_document, read_chunks
+from util.documents import Document, Input, RawDocument, format_document
 from util.run_dir import atomic_write_text, first_difference, read_json
 from util.tag_schemes import entity_type
 
@@ -43,8 +42,7 @@ class TagJob:
 
     tagger: Any  # an infer.Tagger
     strategy: str
-    input_name: str  # in messages
-    input_format: str
+    input: Input
     output_format: str
     skip_bad_lines: bool  # else an invalid document is an error
     on_terminal: bool = False
@@ -59,7 +57,7 @@ class TagJob:
         return "".join(lines)
 
     def page_start(self) -> str:
-        return report.page_start(self.input_name) if self.output_format == "html" else ""
+        return report.page_start(self.input.name) if self.output_format == "html" else ""
 
     def page_end(self) -> str:
         return report.page_end() if self.output_format == "html" else ""
@@ -78,22 +76,22 @@ def tag_chunk(job: TagJob, chunk: list[RawDocument]) -> ChunkOutput:
 def _parse_chunk(job: TagJob, chunk: list[RawDocument]) -> tuple[list[Document], list[dict]]:
     """The valid and the invalid documents. Without skip_bad_lines, raises ValueError for an invalid one."""
     documents, bad_lines = [], []
-    for number, lines in chunk:
+    for raw in chunk:
         try:
-            documents.append(parse_document(job.input_format, lines))
+            documents.append(job.input.parse(raw))
         except ValueError as error:
             if not job.skip_bad_lines:
-                raise ValueError(f"{job.input_name}:{number}: {error}") from None
-            text = b"\n".join(lines).decode("utf-8", "backslashreplace")
-            bad_lines.append({"line": number, "error": str(error), "text": text})
+                raise ValueError(f"{job.input.name}:{raw.number}: {error}") from None
+            text = raw.as_bytes().decode("utf-8", "backslashreplace")
+            bad_lines.append({"line": raw.number, "error": str(error), "text": text})
     return documents, bad_lines
 
 
-def tag_stream(job: TagJob, chunks: Iterable[list[RawDocument]]) -> None:
+def tag_stream(job: TagJob) -> None:
     """Tags to standard output, one chunk at a time."""
     try:
         print(job.page_start(), end="")
-        for chunk in chunks:
+        for chunk in job.input.chunks():
             print(tag_chunk(job, chunk).text, end="", flush=True)
         print(job.page_end(), end="")
     except BrokenPipeError:  # infer.py ... | head: the rest of the buffer is discarded
@@ -105,7 +103,7 @@ def tag_stream(job: TagJob, chunks: Iterable[list[RawDocument]]) -> None:
 
 
 def tag_file(
-    job: TagJob, input_file: str, output_file: str, fingerprint: dict, rank: int = 0, world_size: int = 1
+    job: TagJob, output_file: str, fingerprint: dict, rank: int = 0, world_size: int = 1
 ) -> bool:
     """Tags a file. All ranks call it. With skip_bad_lines, invalid documents are written to OUTPUT.errors.
 
@@ -113,7 +111,7 @@ def tag_file(
     already. Raises ValueError for an invalid document, before anything is written, and for an output that has
     another fingerprint.
     """
-    input_digest, chunk_sizes = _check_input(job, input_file)
+    input_digest, chunk_sizes = _check_input(job)
     fingerprint = fingerprint | {"input": input_digest}
     if not on_rank0(_claim_output, output_file, fingerprint):
         return False
@@ -123,16 +121,15 @@ def tag_file(
     paths = [os.path.join(folder, f"{i:08}") for i in range(len(chunk_sizes))]
 
     progress = tqdm(total=sum(chunk_sizes), unit=" documents", disable=rank > 0 or not sys.stderr.isatty())
-    with open(input_file, "rb") as file:
-        for i, chunk in enumerate(read_chunks(file, job.input_format)):
-            if i % world_size == rank and not os.path.exists(paths[i]):
-                output = tag_chunk(job, chunk)
-                if job.skip_bad_lines:
-                    atomic_write_text(paths[i] + ".errors", output.bad_lines)
-                atomic_write_text(paths[i], output.text)  # last: a chunk is finished if this file exists
-            if world_size > 1 and i % (8 * world_size) == 0:
-                dist.barrier()  # so that a lost rank is noticed soon
-            progress.update(len(chunk))
+    for i, chunk in enumerate(job.input.chunks()):
+        if i % world_size == rank and not os.path.exists(paths[i]):
+            output = tag_chunk(job, chunk)
+            if job.skip_bad_lines:
+                atomic_write_text(paths[i] + ".errors", output.bad_lines)
+            atomic_write_text(paths[i], output.text)  # last: a chunk is finished if this file exists
+        if world_size > 1 and i % (8 * world_size) == 0:
+            dist.barrier()  # so that a lost rank is noticed soon
+        progress.update(len(chunk))
     progress.close()
     if world_size > 1:
         dist.barrier()
@@ -145,15 +142,14 @@ def tag_file(
     return True
 
 
-def _check_input(job: TagJob, input_file: str) -> tuple[str, list[int]]:
+def _check_input(job: TagJob) -> tuple[str, list[int]]:
     """A checksum of the input, and the sizes of its chunks. Raises ValueError for an invalid document."""
     digest, chunk_sizes = hashlib.sha256(), []
-    with open(input_file, "rb") as file:
-        for chunk in read_chunks(file, job.input_format):
-            chunk_sizes.append(len(chunk))
-            _parse_chunk(job, chunk)
-            for raw in chunk:
-                digest.update(b"\n".join(raw.lines) + b"\n")
+    for chunk in job.input.chunks():
+        chunk_sizes.append(len(chunk))
+        _parse_chunk(job, chunk)
+        for raw in chunk:
+            digest.update(raw.as_bytes() + b"\n")
     return digest.hexdigest(), chunk_sizes
 
 
