@@ -67,6 +67,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> dict[str, argparse._Argum
     add("--label_column_name", help="column of tags or spans (<task>_tags, tags, spans, ...)")
     add("--task_name", choices=("ner", "pos", "chunk"), default="ner", help="selects the column of tags")
     add_switch(groups["data"], "--widen_spans", "widen spans that cut a word to the whole word; else an error")
+    add("--span_offsets", choices=("characters", "utf16"), help="what spans count, where the data do not show it")
     add_switch(groups["data"], "--label_all_tokens", "train on all subwords of a word, not only the first")
     add("--max_seq_length", type=arguments.positive_int, help="subwords in a window (the encoder's limit)")
     add("--stride", type=arguments.non_negative_int, default=64, help="subwords by which windows of a sentence overlap")
@@ -196,8 +197,7 @@ def tokenize(
         "iob1": iob1,
         "continuation": continuation_ids(label_list) if label_all_tokens else None,
     }
-    here = Path(__file__).parent
-    code = code_digest(Path(__file__), *(here / "util" / f"{name}.py" for name in ("tokenizer", "tag_schemes")))
+    code = code_digest(*(Path(__file__).parent / f for f in ("data.py", "util/tokenizer.py", "util/tag_schemes.py")))
     key = Hasher.hash((sentences._fingerprint, tokenizer.backend_tokenizer.to_str(), settings, code))
     return Windows(map_in_parts(sentences, tokenize_batch, key, 1000, "tokenizing", tokenizer=tokenizer, **settings))
 
@@ -357,7 +357,7 @@ def make_split(
 
 
 def columns_of(args: argparse.Namespace) -> Columns:
-    return Columns(args.text_column_name, args.label_column_name, args.task_name, args.widen_spans)
+    return Columns(args.text_column_name, args.label_column_name, args.task_name, args.widen_spans, args.span_offsets)
 
 
 def load_splits(args: argparse.Namespace, tokenizer) -> dict[str, Split]:

@@ -1,0 +1,57 @@
+"""Which columns of a record hold the words and the tags."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How the words and the tags of a record are found."""
+
+    text: str | None = None  # --text_column_name
+    labels: str | None = None  # --label_column_name
+    task: str = "ner"  # --task_name
+    widen_spans: bool = False  # --widen_spans
+    span_offsets: str | None = None  # --span_offsets: "characters" or "utf16"; None: see file_facts
+    regions: str | None = None  # the column of Label Studio's regions, which is missing if a task has none
+
+
+def text_columns(columns: Columns) -> list[str]:
+    if columns.text:
+        return [columns.text]
+    return ["tokens", "words", "token", "word", "text", "sentence", "tokenized_text"]
+
+
+def label_columns(columns: Columns) -> list[str]:
+    """Columns that are named after the task are before those that may belong to another one."""
+    if columns.labels:
+        return [columns.labels]
+    of_task = [f"{columns.task}_tags", columns.task, *(["upos"] if columns.task == "pos" else [])]
+    return [*of_task, "tags", "labels", "tag", "spans", "entities", "ents", "label"]
+
+
+def pick_column(columns: Iterable[str], flag: str, names: list[str]) -> str:
+    """The first of the names that is a column (case is ignored). A column number, from 1, is also a name.
+
+    Raises ValueError if there is none, or if it occurs twice.
+    """
+    columns = list(columns)
+    lower = [column.lower() for column in columns]
+    chosen = next((columns[lower.index(name.lower())] for name in names if name.lower() in lower), None)
+    if chosen is None and names[0].isdigit() and 1 <= int(names[0]) <= len(columns):
+        return columns[int(names[0]) - 1]
+    if chosen is None:
+        usual_first = sorted(names, key=lambda name: not name.endswith("tags"))
+        wanted, existing = " or ".join(map(repr, usual_first)), ", ".join(columns)
+        raise ValueError(f"no column {wanted} among {existing}; name it with {flag}")
+    if columns.count(chosen) > 1:
+        raise ValueError(f"duplicate column {chosen!r}")
+    return chosen
+
+
+def pick_columns(names: Iterable[str], columns: Columns) -> tuple[str, str]:
+    text_column = pick_column(names, "--text_column_name", text_columns(columns))
+    label_column = pick_column(names, "--label_column_name", label_columns(columns))
+    if text_column == label_column:
+        raise ValueError(f"column {text_column!r} cannot be both words and tags")
+    return text_column, label_column
