@@ -1,26 +1,36 @@
 """Which columns of a file hold the words and the tags: by the flags, by their names, or by what they look like."""
 
+import contextlib
 import dataclasses
 import itertools
+import re
 
-from util.annotations import Columns, label_columns, text_columns
-from util.formats import CONLLU_COLUMNS, Reader, misc_attributes, read_conll, read_conllu, read_csv
+from util.annotations import Columns, describe_record, label_columns, text_columns
+from util.file_facts import file_facts
+from util.formats import (
+    CONLLU_COLUMNS,
+    Reader,
+    misc_attributes,
+    read_conll,
+    read_conllu,
+    read_csv,
+    read_dataset,
+    read_parquet,
+)
 from util.plausibility import SAMPLE_SIZE, check_plausible, kind
 
 
-def first_records(reader: Reader) -> list[tuple[list[int], dict]]:
+def first_records(reader: Reader, size: int) -> list[tuple[list[int], dict]]:
     """The first (lines, record) of a source, up to the first error, which reading the whole source raises again."""
     found = []
-    try:
-        for entry in itertools.islice(reader.read(), SAMPLE_SIZE):
+    with contextlib.suppress(ValueError):
+        for entry in itertools.islice(reader.read(), size):
             found.append(entry)
-    except ValueError:
-        pass
     return found
 
 
 def choose_columns(name: str, reader: Reader, columns: Columns) -> tuple[Reader, Columns, list[str]]:
-    """Replaces the flags by names of columns, and checks the first sentences. Returns notes for the log.
+    """Replaces the flags by the names of columns, and checks the first sentences. Returns notes for the log, too.
 
     name: of the source, for messages. Raises ValueError if the columns have an unknown meaning, or look wrong.
     """
@@ -28,26 +38,53 @@ def choose_columns(name: str, reader: Reader, columns: Columns) -> tuple[Reader,
     chosen = columns
     if reader.function is read_conllu:
         reader, chosen = _choose_conllu(reader, columns)
-    entries = first_records(reader)
+    has_values = reader.function not in (read_conll, read_conllu)  # which may be texts and their spans
+    entries = first_records(reader, 1000 if has_values else SAMPLE_SIZE)
     if not entries:
         return reader, chosen, notes
+    if has_values:
+        chosen = file_facts(reader.read() if _may_have_astral(reader) else entries, columns, name)
     lines, first = entries[0]
-    records = [record for _, record in entries]
+    records = [record for _, record in entries[:SAMPLE_SIZE]]
     has_names = reader.function is not read_conll and not reader.options.get("names")
     try:
         if reader.function is read_csv and has_names and not columns.labels:
-            chosen, notes = _choose_by_content(records, columns)
+            chosen, notes = _choose_by_content(records, chosen)
         if not has_names and columns.task != "ner" and len(first) >= 5 and not columns.labels:
             raise ValueError(
                 f"--task_name {columns.task}: the columns have no names; choose one with --label_column_name: "
                 + ", ".join(f"{i} {values[0]!r}" for i, values in enumerate(first.values(), 1))
             )
-        # What a flag names is not checked.
-        notes += check_plausible(records, columns if chosen.labels == columns.labels else chosen, has_names)
+        notes += check_plausible(records, chosen, has_names, named=columns)
     except ValueError as error:
         position = f"{name}:{lines[0]}" if lines else f"{name}: row 1"
         raise ValueError(f"{position}: {error}") from None
-    return reader, chosen, notes
+    return _describe(reader, chosen, records), chosen, notes
+
+
+def _may_have_astral(reader: Reader) -> bool:
+    """Whether a file may hold characters above U+FFFF, which UTF-16 counts twice. True if its bytes do not show it."""
+    if reader.function in (read_parquet, read_dataset):
+        return True
+    with open(reader.source, "rb") as file:
+        while piece := file.read(1 << 20):
+            # In UTF-8, or as the escapes of JSON. A piece may end within an escape: that needs two in a row.
+            if re.search(rb"[\xf0-\xf4]|\\u[dD][89abAB]|\\u?[dD]?$", piece):
+                return True
+    return False
+
+
+def _describe(reader: Reader, columns: Columns, records: list[dict]) -> Reader:
+    """With how the records are read, where the names of the columns do not tell it."""
+    if ":" in reader.description and not (columns.text or columns.labels):
+        return reader
+    for record in records:
+        try:
+            description = f"{reader.description}; {describe_record(record, columns)}"
+            return dataclasses.replace(reader, description=description)
+        except ValueError:
+            continue
+    return reader
 
 
 def _choose_conllu(reader: Reader, columns: Columns) -> tuple[Reader, Columns]:
@@ -57,7 +94,7 @@ def _choose_conllu(reader: Reader, columns: Columns) -> tuple[Reader, Columns]:
     if text and text.lower() == "form":
         text = "tokens"
     if labels and labels.lower() not in CONLLU_COLUMNS:
-        rows = (record["misc"] for _, record in first_records(reader))
+        rows = (record["misc"] for _, record in first_records(reader, SAMPLE_SIZE))
         if any(labels in misc_attributes(value) for row in rows for value in row):
             reader = dataclasses.replace(reader, options={"misc": labels})
     return reader, dataclasses.replace(columns, text=text, labels=labels)

@@ -8,7 +8,6 @@ A reader is a generator. For every sentence it yields (lines, record):
 Readers raise ValueError("FILE:LINE: reason"). A large file is read in blocks, by several processes.
 """
 
-import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -130,7 +129,7 @@ def read_conllu(path: str, block: Block | None, misc: str | None = None):
 
 
 def misc_attributes(text: str) -> dict[str, str]:
-    """"SpaceAfter=No|name=B-PER" -> {"SpaceAfter": "No", "name": "B-PER"}"""
+    """ "SpaceAfter=No|name=B-PER" -> {"SpaceAfter": "No", "name": "B-PER"}"""
     pairs = (pair.partition("=") for pair in text.split("|"))
     return {name: value for name, _, value in pairs if value}
 

@@ -62,22 +62,23 @@ class Sample:
         self.others = {name: values for name, values in self.columns.items() if name not in used}
 
 
-def check_plausible(records: list[dict], columns: Columns, has_names: bool) -> list[str]:
+def check_plausible(records: list[dict], columns: Columns, has_names: bool, named: Columns) -> list[str]:
     """Raises ValueError, without a position, if the words or the tags of the first records are implausible.
 
-    columns: what flags named is not checked. has_names: the file names its columns. Returns notes for the log.
+    has_names: the file names its columns. named: the columns as flags give them, which are not checked.
+    Returns notes for the log.
     """
     sample = Sample(records, columns)
     if not sample.words:
         return []
     reason = None
-    if not columns.text:
+    if not named.text:
         reason = _implausible_words(sample)
-    if not reason and not columns.labels:
+    if not reason and not named.labels:
         reason = _implausible_tags(sample, columns, has_names)
     if reason:
         raise ValueError(f"{reason}; {_advice(sample, has_names)}")
-    return _notes(sample, columns, has_names)
+    return _notes(sample, named, has_names)
 
 
 def _implausible_words(sample: Sample) -> str | None:
@@ -121,7 +122,9 @@ def _implausible_tags(sample: Sample, columns: Columns, has_names: bool) -> str 
         return f"the tags look like text ({shown})"
     like_words = what in ("numbers", "ids") or looks_like_words(tags)
     if num_tags >= 8 and num_tags >= 0.8 * num_words and like_words:
-        return f"{num_tags} tags for {num_words} different words in the first {len(sample.sentences)} sentences ({shown})"
+        return (
+            f"{num_tags} tags for {num_words} different words in the first {len(sample.sentences)} sentences ({shown})"
+        )
     return None
 
 

@@ -117,7 +117,8 @@ def cached(fingerprint: str) -> dict:
 @functools.cache
 def _readers_digest() -> str:
     """Part of the cache key: changed code must not return what older code has read."""
-    names = ("format_detection", "formats", "lines", "tables", "column_choice", "annotations", "blocks", "sources")
+    names = ("format_detection", "formats", "lines", "tables", "blocks", "sources", "column_choice", "columns")
+    names += ("annotations", "annotation_tools", "spans", "list_cells", "file_facts")
     return code_digest(*[Path(__file__).with_name(f"{name}.py") for name in names])
 
 

@@ -1,7 +1,6 @@
 """Tables (CSV, TSV, columns with a header): rows of cells, names of columns, and which rows make a sentence."""
 
 import csv
-import re
 from collections.abc import Iterator, Sequence
 
 from util.lines import IOB_TAG, is_border, split_columns, text_lines

@@ -102,9 +102,7 @@ def tag_stream(job: TagJob) -> None:
 # Files
 
 
-def tag_file(
-    job: TagJob, output_file: str, fingerprint: dict, rank: int = 0, world_size: int = 1
-) -> bool:
+def tag_file(job: TagJob, output_file: str, fingerprint: dict, rank: int = 0, world_size: int = 1) -> bool:
     """Tags a file. All ranks call it. With skip_bad_lines, invalid documents are written to OUTPUT.errors.
 
     fingerprint: what the output depends on, besides the input. Returns False if the output is complete
