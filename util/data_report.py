@@ -76,8 +76,9 @@ def _note(count: int, noun: str, text: str, examples: Iterable[str] = ()) -> Not
 
 
 def _mixed_tags(label_list: list[str]) -> list[str]:
-    prefixed = [label for label in label_list if prefix(label)]
-    plain = [label for label in label_list if label != "O" and not prefix(label)]
+    names = canonical(label_list)
+    prefixed = [name for name in names if prefix(name)]
+    plain = [name for name in names if name != "O" and not prefix(name)]
     if not (prefixed and plain):
         return []
     example = f"{plain[0]} has no prefix, but {prefixed[0]} has one"
