@@ -33,14 +33,13 @@ from datasets.fingerprint import Hasher
 from filelock import FileLock
 from transformers import PreTrainedTokenizerFast
 
-from util import arguments, data_report, sources
+from util import arguments, data_report, sources, tag_schemes
 from util.annotations import Columns
 from util.arguments import add_switch
 from util.code_digest import code_digest
 from util.corpus_scan import TagStatistics, map_in_parts, tag_statistics, window_statistics
 from util.distributed import exit_on_error, quiet
-from util.split import Note, Split
-from util.tag_schemes import continuation_ids, decide_scheme, iob1_to_iob2, make_label_list
+from util.split import Split, fields_of_tags
 from util.tokenizer import encode, load_encoder, special_tokens
 from util.windows import Windows
 
@@ -66,6 +65,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> dict[str, argparse._Argum
     add("--text_column_name", help="column of words or text, by name or number (tokens, ...)")
     add("--label_column_name", help="column of tags or spans (<task>_tags, tags, spans, ...)")
     add("--task_name", choices=("ner", "pos", "chunk"), default="ner", help="selects the column of tags")
+    add("--tag_scheme", choices=tag_schemes.FLAG_VALUES, help="scheme of the tags (recognized); plain: no entities")
     add_switch(groups["data"], "--widen_spans", "widen spans that cut a word to the whole word; else an error")
     add("--span_offsets", choices=("characters", "utf16"), help="what spans count, where the data do not show it")
     add_switch(groups["data"], "--label_all_tokens", "train on all subwords of a word, not only the first")
@@ -189,15 +189,10 @@ def tokenize(
     special, size = special_tokens(tokenizer), tokenizer.model_max_length
     if size <= sum(map(len, special)):
         raise ValueError(f"--max_seq_length {size} leaves no room beside {sum(map(len, special))} special tokens")
-    settings = {
-        "label_list": label_list,
-        "special": special,
-        "size": size,
-        "stride": stride,
-        "iob1": iob1,
-        "continuation": continuation_ids(label_list) if label_all_tokens else None,
-    }
-    code = code_digest(*(Path(__file__).parent / f for f in ("data.py", "util/tokenizer.py", "util/tag_schemes.py")))
+    settings = {"label_list": label_list, "special": special, "size": size, "stride": stride, "iob1": iob1}
+    settings["continuation"] = tag_schemes.continuation_ids(label_list) if label_all_tokens else None
+    util = Path(__file__).parent / "util"
+    code = code_digest(Path(__file__), *(util / f"{name}.py" for name in ("tokenizer", "tag_schemes", "tag_spelling")))
     key = Hasher.hash((sentences._fingerprint, tokenizer.backend_tokenizer.to_str(), settings, code))
     return Windows(map_in_parts(sentences, tokenize_batch, key, 1000, "tokenizing", tokenizer=tokenizer, **settings))
 
@@ -215,7 +210,7 @@ def tokenize_batch(
     lengths = pc.list_value_length(table["tags"]).to_numpy().astype(np.int64)
     tags = pc.index_in(pc.list_flatten(table["tags"]), value_set=pa.array(label_list)).to_numpy().astype(np.int64)
     if iob1:
-        tags = iob1_to_iob2(tags, lengths, label_list)
+        tags = tag_schemes.iob1_to_iob2(tags, lengths, label_list)
     ends = np.cumsum(lengths)
     unknown_id = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
     room = size - len(special[0]) - len(special[1])
@@ -331,25 +326,21 @@ def eval_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def make_split(
-    name: str, sentences: Dataset, tags: TagStatistics, label_list: list[str], tokenizer, stride: int,
-    label_all_tokens: bool = False,
+    name: str, sentences: Dataset, tags: TagStatistics, label_list: list[str], scheme: str | None, tokenizer,
+    stride: int, label_all_tokens: bool = False,
 ) -> Split:  # fmt: skip
-    """Sentences and the statistics of their tags -> windows of at most tokenizer.model_max_length subwords."""
-    scheme, num_violations, first_violations = decide_scheme(tags.evidence, label_list)
-    notes = [Note(count, what, examples) for what, (count, examples) in tags.notes.items()]
-    iob1, counts = scheme == "IOB1", tags.counts
-    if iob1:
-        scheme, counts = "IOB2", tags.counts_as_iob2
-        notes.append(Note(tags.evidence.bad_starts, "IOB1 tags converted to IOB2", []))
-    tokenized = tokenize(sentences, label_list, tokenizer, stride, iob1, label_all_tokens)
+    """Sentences and the statistics of their tags -> windows of at most tokenizer.model_max_length subwords.
+
+    scheme: of the tags, "plain" for none; None: recognized from these tags.
+    """
+    of_tags = fields_of_tags(tags, label_list, scheme)
+    tokenized = tokenize(sentences, label_list, tokenizer, stride, of_tags["iob1"], label_all_tokens)
     statistics = window_statistics(tokenized.dataset)
     split = Split(
-        name, sentences, label_list, scheme, iob1, num_violations, first_violations,
-        label_counts=np.array([counts.get(label, 0) for label in label_list]),
+        name, sentences, label_list, **of_tags,
         windows=tokenized,
         fingerprint=hashlib.sha256(f"{label_list} {statistics.checksum}".encode()).hexdigest(),
         token_ids=statistics.token_ids,
-        notes=notes,
     )  # fmt: skip
     num_labels = int(tokenized.num_labels.sum(dtype=np.int64))
     assert label_all_tokens or num_labels == split.num_words, (name, num_labels, split.num_words)
@@ -376,11 +367,12 @@ def load_splits(args: argparse.Namespace, tokenizer) -> dict[str, Split]:
         tags = {split: tag_statistics(sentences, name) for split, (name, sentences) in found.items()}
         for split, (name, _) in found.items():
             sources.check_same_label_names(name, names, None, tags[split].counts)
-        label_list = make_label_list(set().union(*(t.counts for t in tags.values())), names)
+        label_list = tag_schemes.make_label_list(set().union(*(t.counts for t in tags.values())), names)
+        scheme = tag_schemes.corpus_scheme([t.evidence for t in tags.values()], label_list, args.tag_scheme)
         splits = {}
         for split, (name, sentences) in found.items():
-            all_tokens = args.label_all_tokens and split == "train"
-            splits[split] = make_split(name, sentences, tags[split], label_list, tokenizer, args.stride, all_tokens)
+            options = {"label_all_tokens": args.label_all_tokens and split == "train", "stride": args.stride}
+            splits[split] = make_split(name, sentences, tags[split], label_list, scheme, tokenizer, **options)
     return splits
 
 

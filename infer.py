@@ -31,10 +31,10 @@ from util.corpus_scan import tag_statistics
 from util.device import pick_device, synchronize, to_device
 from util.distributed import Ranks, exit_on_error, get_ranks, join_process_group, quiet
 from util.documents import Document, Tagged
-from util.run_dir import CONFIG_FILE, atomic_write_text
+from util.run_dir import CONFIG_FILE, atomic_write_text, decided_scheme
 from util.sources import read_file
 from util.tag_files import TagJob, tag_file, tag_stream, tagger_digest
-from util.tag_schemes import entity_spans, entity_type, prefix
+from util.tag_schemes import canonical, entity_spans, entity_type, make_label_list, prefix
 from util.tokenizer import encode, load_tokenizer, max_length, special_tokens, subword_offsets
 
 COLUMN_FLAGS = ("text_column_name", "label_column_name")
@@ -130,7 +130,8 @@ class Tagger:
     def _word_entities(self, documents: list[Document], votes: "Votes") -> list[list[dict]]:
         """Words of the same entity -> one entity. Its score is the mean over the scores of its words."""
         # Neighbours with the same plain tag (NOUN) are one entity, as in the pipeline, so it becomes I-NOUN.
-        label_list = [label if label == "O" or prefix(label) else f"I-{label}" for label in self.label_list]
+        names = canonical(self.label_list)
+        label_list = [name if name == "O" or prefix(name) else f"I-{name}" for name in names]
         lengths = np.array([len(document.words) for document in documents], int)
         ends = np.cumsum(lengths)
         spans = entity_spans(votes.tags, lengths, label_list)
@@ -150,6 +151,7 @@ class Tagger:
         labels = iter(probabilities.argmax(-1).tolist())  # of the subwords of all documents
         scores = iter(probabilities.max(-1).tolist())
         num_special = len(special_tokens(self.tokenizer)[0])  # before the text
+        outside = [label for label, name in zip(self.label_list, canonical(self.label_list)) if name == "O"]
         entities: list[list[dict]] = []
         for document, offsets in zip(documents, subword_offsets(sentences, self.tokenizer)):
             entities.append([])
@@ -159,7 +161,7 @@ class Tagger:
                     start, end = word_start + start, word_start + end
                     entity = {"entity": self.label_list[next(labels)], "score": next(scores), "index": index + i}
                     entity |= {"word": document.text[start:end], "start": start, "end": end}
-                    if entity["entity"] != "O":
+                    if entity["entity"] not in outside:
                         entities[-1].append(entity)
                 index += len(word_offsets)
         return entities
@@ -196,7 +198,7 @@ def vote(probabilities: np.ndarray, word_ids: np.ndarray, label_list: list[str],
     tags = chosen.argmax(-1)
     if strategy not in ("simple", "none"):
         return Votes(tags, chosen.max(-1), np.ones(len(tags), int))
-    types = np.array([entity_type(label) for label in label_list])
+    types = np.array([entity_type(name) for name in canonical(label_list)])
     same_type = types[:, None] == types  # [C, C]
     scores = np.where(same_type[np.repeat(tags, sizes)], probabilities, 0).max(-1)
     return Votes(tags, np.add.reduceat(scores, starts), sizes)
@@ -226,10 +228,13 @@ def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
     flags = training_flags(args)
     sentences, _ = read_file(args.input_file, data.columns_of(flags))
     statistics = tag_statistics(sentences, args.input_file)
-    unknown = sorted(set(statistics.counts) - set(tagger.label_list))  # scored, but never predicted
-    label_list = [*tagger.label_list, *unknown]
+    others = sorted(set(statistics.counts) - set(tagger.label_list))
+    label_list = make_label_list(set(), (*tagger.label_list, *others))  # of the model, then of the file
+    scheme = decided_scheme(args.input_file, vars(flags), tagger.model.config)
     tagger.tokenizer.model_max_length = tagger.window_size
-    split = data.make_split(args.input_file, sentences, statistics, label_list, tagger.tokenizer, args.stride)
+    split = data.make_split(args.input_file, sentences, statistics, label_list, scheme, tagger.tokenizer, args.stride)
+    split.convert_for(tagger.label_list)
+    unknown = [label_list[i] for i in split.label_ids if i >= len(tagger.label_list)]  # scored, but never predicted
 
     def collate(features: list[dict]) -> dict:
         pad_values = {"input_ids": tagger.tokenizer.pad_token_id or 0, "labels": data.IGNORED}

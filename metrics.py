@@ -9,11 +9,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from seqeval.metrics import classification_report
-from seqeval.scheme import BILOU, IOB2, IOBES
+from seqeval.scheme import BILOU, IOB2, IOBES, IOE1, IOE2
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
 from util.device import synchronize, to_device
+from util.tag_schemes import PREFIXES, canonical, prefix
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Predictions
@@ -133,14 +134,13 @@ def in_file_order(words: torch.Tensor, num_words: int) -> tuple[np.ndarray, ...]
 # ----------------------------------------------------------------------------------------------------------------------
 # Scores
 
-STRICT_SCHEMES = {"IOB2": IOB2, "BIOES": IOBES, "BILOU": BILOU}
+STRICT_SCHEMES = {"IOB2": IOB2, "BIOES": IOBES, "BILOU": BILOU, "IOE1": IOE1, "IOE2": IOE2}
 
 
 def check_strict(label_list: list[str], scheme: str | None) -> None:
     """Raises ValueError where seqeval's strict mode would reject a label during training."""
-    letters = {"IOB2": "BIO", "BIOES": "BIOES", "BILOU": "BILOU"}.get(scheme or "", "")
-    for label in label_list:
-        if label[0] not in letters:
+    for label, name in zip(label_list, canonical(label_list)):
+        if scheme is None or (name != "O" and prefix(name) not in [*PREFIXES[scheme]]):
             known = scheme or "IOB2, BIOES or BILOU"
             raise ValueError(f"--strict needs tags of one scheme: {label} is not a tag of {known}")
 
@@ -160,7 +160,7 @@ def score(
     if scheme:
         # The default mode knows IOB and BIOES. BILOU is BIOES with L for E and U for S.
         renamed = {} if strict else {"L": "E", "U": "S"}
-        names = np.array([renamed.get(label[0], label[0]) + label[1:] for label in label_list], dtype=object)
+        names = np.array([renamed.get(name[0], name[0]) + name[1:] for name in canonical(label_list)], dtype=object)
         ends = np.cumsum(lengths)[:-1]
         sentences = [[part.tolist() for part in np.split(names[ids], ends)] for ids in (gold, predicted)]
         mode = {"mode": "strict", "scheme": STRICT_SCHEMES[scheme]} if strict else {}

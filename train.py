@@ -240,6 +240,7 @@ def main() -> None:
     raw_model = modeling.load_model(
         encoder_name, train_set.label_list, args.gradient_checkpointing, load_weights=ranks.rank == 0 or not args.fsdp
     )
+    raw_model.config.tag_scheme = train_set.tag_scheme  # of the files; for infer.py --evaluate
 
     # ---- process group, and what --output_dir holds: rank 0 looks and tells the others, which may not share its disk
     if ranks.world_size > 1 or args.fsdp:

@@ -21,7 +21,7 @@ from datasets.fingerprint import Hasher
 from util.annotations import source_position
 from util.code_digest import code_digest
 from util.sources import cached
-from util.tag_schemes import NUM_EXAMPLES, SchemeEvidence, iob1_to_iob2, make_label_list, scheme_evidence
+from util.tag_schemes import NUM_EXAMPLES, SchemeEvidence, scheme_evidence
 from util.workers import forks_exit_with_this_process
 
 MULTIPROCESS_ABOVE = 100_000  # rows; fewer are mapped in one process
@@ -73,7 +73,8 @@ def _map_batch(table: pa.Table, indices: list[int], function, first_row: int, **
 @functools.cache
 def _scan_digest() -> str:
     """Part of the cache keys of this file."""
-    return code_digest(Path(__file__), Path(__file__).with_name("tag_schemes.py"))
+    names = ("corpus_scan", "tag_schemes", "tag_spelling")
+    return code_digest(*(Path(__file__).with_name(f"{name}.py") for name in names))
 
 
 def column(dataset: Dataset, name: str) -> pa.ChunkedArray:
@@ -90,7 +91,6 @@ class TagStatistics:
     """The tags of a split, and what its reader noted."""
 
     counts: dict[str, int] = field(default_factory=dict)  # tag -> words
-    counts_as_iob2: dict[str, int] = field(default_factory=dict)  # the same after a conversion from IOB1
     evidence: SchemeEvidence = field(default_factory=SchemeEvidence)
     notes: dict[str, tuple[int, list[str]]] = field(default_factory=dict)  # text -> (how often, first examples)
 
@@ -102,10 +102,8 @@ def tag_statistics(sentences: Dataset, source_name: str) -> TagStatistics:
     total = TagStatistics()
     for text in rows["statistics"]:
         row = json.loads(text)
-        for name in ("counts", "counts_as_iob2"):
-            counts = getattr(total, name)
-            for tag, count in row[name].items():
-                counts[tag] = counts.get(tag, 0) + count
+        for tag, count in row["counts"].items():
+            total.counts[tag] = total.counts.get(tag, 0) + count
         total.evidence = total.evidence + SchemeEvidence(**row["evidence"])
         for what, (count, examples) in row["notes"].items():
             before, shown = total.notes.get(what, (0, []))
@@ -120,12 +118,8 @@ def _scan_tags(table: pa.Table, first_row: int, source_name: str) -> pa.Table:
         words = words.combine_chunks()
     labels = words.dictionary.to_pylist()
     tags = words.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    labels_as_iob2 = make_label_list(set(labels))  # has a B-X for every I-X
-    tags_as_iob2 = np.array([labels_as_iob2.index(label) for label in labels], np.int64)[tags]
-    tags_as_iob2 = iob1_to_iob2(tags_as_iob2, lengths, labels_as_iob2)
     statistics = {
         "counts": _count(tags, labels),
-        "counts_as_iob2": _count(tags_as_iob2, labels_as_iob2),
         "evidence": dataclasses.asdict(scheme_evidence(tags, lengths, labels)),
         "notes": _count_notes(table, first_row, source_name),
     }

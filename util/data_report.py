@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from util.corpus_scan import column
-from util.tag_schemes import entity_starts, entity_type, prefix
+from util.tag_schemes import entity_starts
+from util.tag_spelling import canonical, entity_type, prefix, spelling_example
 
 NUM_EXAMPLES = 3
 LARGE = 1_000_000  # sentences; of larger splits nothing is computed that needs all words in memory
@@ -48,7 +49,7 @@ def checks(splits: dict, max_length: int) -> list[str]:
     """A line for everything in the data that may need attention. max_length: subwords in a window."""
     train, train_sentences = splits["train"], None
     label_list = train.label_list
-    lines = _mixed_tags(label_list)
+    lines = [*_mixed_tags(label_list), *_labels(train)]
     if len(splits) > 1:
         if train.num_sentences <= LARGE:
             train_sentences = _sentences_as_text(train)
@@ -75,12 +76,28 @@ def _note(count: int, noun: str, text: str, examples: Iterable[str] = ()) -> Not
 
 
 def _mixed_tags(label_list: list[str]) -> list[str]:
-    prefixed = [label for label in label_list if prefix(label)]
-    plain = [label for label in label_list if label != "O" and not prefix(label)]
+    names = canonical(label_list)
+    prefixed = [name for name in names if prefix(name)]
+    plain = [name for name in names if name != "O" and not prefix(name)]
     if not (prefixed and plain):
         return []
     example = f"{plain[0]} has no prefix, but {prefixed[0]} has one"
     return [f"{example}: all are scored as plain tags, not as entities"]
+
+
+def _labels(split) -> list[str]:
+    """How labels are read that may be meant otherwise."""
+    if all(label.isdigit() for label in split.label_list):
+        return [
+            "tags are numbers without names: entities cannot be scored; "
+            "Parquet files and save_to_disk folders with ClassLabel columns have names"
+        ]
+    if not split.scheme:
+        return []
+    example = spelling_example(split.label_list)
+    lines = ["tags such as {} are read as {}".format(*example)] if example else []
+    types = {entity_type(name) for name in canonical(split.label_list) if prefix(name)} - {"_"}
+    return lines + [f"the only entity type is {name}" for name in types if len(types) == 1]
 
 
 def _notes(split, max_length: int) -> list[Note]:
@@ -93,7 +110,7 @@ def _notes(split, max_length: int) -> list[Note]:
     dropped = ["{} {!a}".format(*split.word(position)) for position in positions.tolist()]
     long, truncated = _num_long_sentences(split), split.windows.total("truncated_words")
     notes = [
-        _note(split.num_violations, f"invalid {split.scheme} transition", "kept as in the file", transitions),
+        _note(split.num_violations, f"invalid {split.tag_scheme} transition", "kept as in the file", transitions),
         _note(len(indices), "word", "without subwords, replaced by the unknown token", dropped),
         _note(long, "sentence", f"of more than {max_length} subwords, in overlapping windows"),
         _note(truncated, "word", "longer than a window, tagged by the first subwords"),
@@ -176,7 +193,7 @@ def _count_types(split) -> str:
     if split.scheme and split.num_sentences <= LARGE:
         starts = entity_starts(split.tags, split.lengths, label_list)
         label_counts = np.bincount(split.tags[starts], minlength=len(label_list))
-        title, names = "entities", [entity_type(label) for label in label_list]
+        title, names = "entities", [entity_type(name) for name in canonical(label_list)]
     else:
         label_counts, title, names = split.label_counts, "words by tag", label_list
     counts: collections.Counter = collections.Counter()

@@ -100,6 +100,17 @@ def open_run(folder: str, settings: dict, defaults: dict, fingerprint: dict) -> 
     return results
 
 
+def decided_scheme(path: str, settings: dict, config) -> str | None:
+    """The tag scheme by which training read a file. None: the file is none of its files, and its own tags decide.
+
+    settings: the flags of the run. config: of the model, with the scheme that all files together have.
+    """
+    files = [settings[f"{split}_file"] for split in ("train", "validation", "test")]
+    if os.path.realpath(path) in [os.path.realpath(name) for name in files if name]:
+        return getattr(config, "tag_scheme", None)
+    return settings["tag_scheme"]
+
+
 def begin_run(folder: str, settings: dict, resumed: bool) -> None:
     """Removes the files of an older run unless this one resumes it, then writes the flags."""
     for name in os.listdir(folder):

@@ -9,10 +9,11 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from util.annotations import source_position
-from util.corpus_scan import column
+from util.corpus_scan import TagStatistics, column
 from util.data_report import LARGE, Note
-from util.tag_schemes import entity_spans, entity_type, iob1_to_iob2, prefix
-from util.windows import Windows
+from util.tag_schemes import PLAIN, counts_as_iob2, decide_scheme, entity_spans, iob1_to_iob2, iob2_to_iob1
+from util.tag_spelling import canonical, entity_type, has_iob1_labels, prefix, scheme_name
+from util.windows import RelabelledWindows, Windows
 
 
 @dataclass
@@ -22,9 +23,9 @@ class Split:
     name: str  # of its source, for messages
     sentences: Dataset  # as read: {"tokens", "tags", "lines", "notes"}
     label_list: list[str]
-    scheme: str | None  # IOB2, BIOES, BILOU; None for plain tags such as NOUN
+    scheme: str | None  # IOB2, BIOES, BILOU, IOE1, IOE2; None for plain tags such as NOUN
     iob1: bool  # the file is in IOB1; tags and labels are converted to IOB2
-    num_violations: int  # tags that break the scheme
+    num_violations: int  # tags that break the scheme of the file
     first_violations: list[int]  # positions of the first of them
     label_counts: np.ndarray  # [C] words by tag, after the conversion
     windows: Windows
@@ -36,6 +37,19 @@ class Split:
     def lengths(self) -> np.ndarray:
         """[S] words of every sentence."""
         return pc.list_value_length(column(self.sentences, "tokens")).to_numpy().astype(np.int64)
+
+    @property
+    def tag_scheme(self) -> str:
+        """The scheme of the file: as `scheme`, before a conversion; "plain" for none."""
+        return "IOB1" if self.iob1 else self.scheme or PLAIN
+
+    @property
+    def read_scheme(self) -> str:
+        """How the tags were read, for messages: "IOB1, 2 exceptions"."""
+        if self.tag_scheme == PLAIN:
+            return "plain tags"
+        exceptions = f"{self.num_violations:,} exception{'' if self.num_violations == 1 else 's'}"
+        return scheme_name(self.tag_scheme, self.label_list) + (f", {exceptions}" if self.num_violations else "")
 
     @property
     def num_sentences(self) -> int:
@@ -56,6 +70,13 @@ class Split:
         words = pc.list_flatten(column(self.sentences, "tags"))
         tags = pc.index_in(words, value_set=pa.array(self.label_list)).to_numpy().astype(np.int64)
         return iob1_to_iob2(tags, self.lengths, self.label_list) if self.iob1 else tags
+
+    def convert_for(self, model_labels: list[str]) -> None:
+        """Converts tags and windows from IOB2 to IOB1 if the labels of a model are IOB1: it has no B-X for some X."""
+        if self.scheme == "IOB2" and has_iob1_labels(model_labels):
+            self.tags = iob2_to_iob1(self.tags, self.lengths, self.label_list)
+            self.label_counts = np.bincount(self.tags, minlength=len(self.label_list))
+            self.windows = RelabelledWindows(self.windows, self.tags)
 
     def locate(self, position: int) -> tuple[int, int]:
         """A word by its number in the split -> the number of its sentence, and its index there."""
@@ -84,7 +105,7 @@ class Split:
 
         With plain tags, every word is an entity.
         """
-        names = self.label_list if self.scheme else [f"S-{label}" for label in self.label_list]
+        names = canonical(self.label_list) if self.scheme else [f"S-{label}" for label in self.label_list]
         types = sorted({entity_type(name) for name in names if prefix(name)})
         type_of_label = np.array([types.index(entity_type(name)) if prefix(name) else -1 for name in names])
         spans = entity_spans(tags, self.lengths, names)
@@ -104,6 +125,27 @@ class Split:
     def entities(self) -> set[tuple[str, str]] | None:
         """The (type, text) of all gold entities. None if the split is too large to hold them."""
         return set(self.entity_texts(*self.spans(self.tags))) if self.num_sentences <= LARGE else None
+
+
+def fields_of_tags(tags: TagStatistics, label_list: list[str], scheme: str | None) -> dict:
+    """The fields of a split that follow from its tags. scheme: as for decide_scheme."""
+    scheme, num_violations, first_violations = decide_scheme(tags.evidence, label_list, scheme)
+    label_counts = np.array([tags.counts.get(label, 0) for label in label_list])
+    notes = [Note(count, what, examples) for what, (count, examples) in tags.notes.items()]
+    iob1 = scheme == "IOB1"
+    if iob1:
+        scheme = "IOB2"
+        label_counts, num_converted = counts_as_iob2(label_counts, tags.evidence, label_list)
+        if num_converted:
+            notes.append(Note(num_converted, f"IOB1 tag{'s' * (num_converted > 1)} converted to IOB2", []))
+    return {
+        "scheme": scheme,
+        "iob1": iob1,
+        "num_violations": num_violations,
+        "first_violations": first_violations,
+        "label_counts": label_counts,
+        "notes": notes,
+    }
 
 
 def fingerprint_of(splits: dict[str, Split]) -> dict:

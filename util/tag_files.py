@@ -22,7 +22,7 @@ from util import report
 from util.distributed import on_rank0
 from util.documents import Document, Input, RawDocument, format_document
 from util.run_dir import atomic_write_text, first_difference, read_json
-from util.tag_schemes import entity_type
+from util.tag_spelling import canonical, entity_type
 
 
 def tagger_digest(tagger) -> str:
@@ -49,8 +49,9 @@ class TagJob:
 
     def tag(self, documents: list[Document]) -> str:
         """Documents -> their lines of output."""
-        colors = report.type_colors({entity_type(label) for label in self.tagger.label_list})
-        colors |= {label: colors[entity_type(label)] for label in self.tagger.label_list}
+        types = [entity_type(name) for name in canonical(self.tagger.label_list)]
+        colors = report.type_colors(set(types))
+        colors |= {label: colors[name] for label, name in zip(self.tagger.label_list, types)}
         lines = []
         for document, tagged in zip(documents, self.tagger.tag(documents, self.strategy)):
             lines.append(format_document(document, tagged, self.output_format, colors, self.on_terminal))

@@ -66,3 +66,17 @@ class Windows(torch.utils.data.Dataset):
         """rows -> positions in the file of the words that they label, in order."""
         positions = [self.first_word[row] + np.arange(self.num_labels[row]) for row in rows]
         return np.concatenate([np.empty(0, np.int64), *positions])
+
+
+class RelabelledWindows(Windows):
+    """Windows whose words have other labels. tags [W]: of the words in the order of the file."""
+
+    def __init__(self, windows: Windows, tags: np.ndarray):
+        super().__init__(windows.dataset)
+        self.tags = tags
+
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+        window = super().__getitem__(row)
+        labels = window["labels"].copy()
+        labels[labels >= 0] = self.tags[self.word_positions([row])]
+        return window | {"labels": labels}
