@@ -9,7 +9,7 @@
 The label of a word is the id of its tag, on the word's first subword. -100 is ignored by the loss. A sentence that is
 longer than the encoder's limit is cut between words into overlapping windows; every word is labelled in exactly one.
 
-python data.py                                 # prints statistics of the data; takes the data flags of train.py
+python data.py train.conll                     # how the file is read, and statistics; takes the data flags of train.py
 python data.py --train_file export.jsonl --validation_split 0.1 --model_name_or_path bert-base-cased
 """
 
@@ -39,6 +39,7 @@ from util.arguments import add_switch
 from util.code_digest import code_digest
 from util.corpus_scan import TagStatistics, map_in_parts, tag_statistics, window_statistics
 from util.distributed import exit_on_error, quiet
+from util.sources import Source
 from util.split import Split, fields_of_tags
 from util.tokenizer import encode, load_encoder, special_tokens
 from util.windows import Windows
@@ -326,7 +327,7 @@ def eval_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def make_split(
-    name: str, sentences: Dataset, tags: TagStatistics, label_list: list[str], scheme: str | None, tokenizer,
+    source: Source, sentences: Dataset, tags: TagStatistics, label_list: list[str], scheme: str | None, tokenizer,
     stride: int, label_all_tokens: bool = False,
 ) -> Split:  # fmt: skip
     """Sentences and the statistics of their tags -> windows of at most tokenizer.model_max_length subwords.
@@ -336,14 +337,15 @@ def make_split(
     of_tags = fields_of_tags(tags, label_list, scheme)
     tokenized = tokenize(sentences, label_list, tokenizer, stride, of_tags["iob1"], label_all_tokens)
     statistics = window_statistics(tokenized.dataset)
+    of_tags["notes"] = source.notes + of_tags["notes"]
     split = Split(
-        name, sentences, label_list, **of_tags,
+        source.name, source.read_as, sentences, label_list, **of_tags,
         windows=tokenized,
         fingerprint=hashlib.sha256(f"{label_list} {statistics.checksum}".encode()).hexdigest(),
         token_ids=statistics.token_ids,
     )  # fmt: skip
     num_labels = int(tokenized.num_labels.sum(dtype=np.int64))
-    assert label_all_tokens or num_labels == split.num_words, (name, num_labels, split.num_words)
+    assert label_all_tokens or num_labels == split.num_words, (split.name, num_labels, split.num_words)
     return split
 
 
@@ -364,15 +366,15 @@ def load_splits(args: argparse.Namespace, tokenizer) -> dict[str, Split]:
         columns = columns_of(args)
         opened = sources.open_sources(files, args.dataset_name, args.dataset_config_name, columns)
         found, names = sources.read_splits(opened, columns, args.validation_split, args.seed)
-        tags = {split: tag_statistics(sentences, name) for split, (name, sentences) in found.items()}
-        for split, (name, _) in found.items():
-            sources.check_same_label_names(name, names, None, tags[split].counts)
+        tags = {split: tag_statistics(sentences, source.name) for split, (source, sentences) in found.items()}
+        for split, (source, _) in found.items():
+            sources.check_same_label_names(source.name, names, None, tags[split].counts)
         label_list = tag_schemes.make_label_list(set().union(*(t.counts for t in tags.values())), names)
         scheme = tag_schemes.corpus_scheme([t.evidence for t in tags.values()], label_list, args.tag_scheme)
         splits = {}
-        for split, (name, sentences) in found.items():
+        for split, (source, sentences) in found.items():
             options = {"label_all_tokens": args.label_all_tokens and split == "train", "stride": args.stride}
-            splits[split] = make_split(name, sentences, tags[split], label_list, scheme, tokenizer, **options)
+            splits[split] = make_split(source, sentences, tags[split], label_list, scheme, tokenizer, **options)
     return splits
 
 
@@ -381,6 +383,7 @@ def load(args: argparse.Namespace, log) -> tuple[str, PreTrainedTokenizerFast, d
     start = time.perf_counter()
     encoder_name, tokenizer = load_encoder(args.model_name_or_path, args.max_seq_length)
     splits = load_splits(args, tokenizer)
+    data_report.log_how_read(splits, log)
     seconds, total = time.perf_counter() - start, sum(split.num_sentences for split in splits.values())
     log(f"{total:,} sentences ready in {seconds:.1f} s: {total / seconds:,.0f} sentences/s")
     return encoder_name, tokenizer, splits
@@ -389,7 +392,7 @@ def load(args: argparse.Namespace, log) -> tuple[str, PreTrainedTokenizerFast, d
 @exit_on_error
 def main() -> None:
     quiet(progress=sys.stderr.isatty())
-    args = get_args(sys.argv[1:])
+    args = get_args(arguments.name_data_file(sys.argv[1:]))
     _, tokenizer, splits = load(args, print)
     lengths, size = splits["train"].windows.lengths, args.per_device_train_batch_size
     random_order, by_length = (EpochBatches(lengths, size, args.seed, 0, grouped) for grouped in (False, True))

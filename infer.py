@@ -12,6 +12,7 @@ tagger("Maria lives in Oslo.")   # [{"entity_group": "PER", "score": 0.99, "word
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import sys
 from datetime import timedelta
@@ -19,25 +20,24 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from torch.distributed.elastic.multiprocessing.errors import record
 
 import data
 import metrics
 import model as modeling
 from util import documents, report
+from util.annotations import Columns
 from util.arguments import ArgumentParser, non_negative_int, positive_int
 from util.corpus_scan import tag_statistics
 from util.device import pick_device, synchronize, to_device
 from util.distributed import Ranks, exit_on_error, get_ranks, join_process_group, quiet
 from util.documents import Document, Tagged
-from util.run_dir import CONFIG_FILE, atomic_write_text, decided_scheme
-from util.sources import read_file
+from util.run_dir import atomic_write_text, decided_scheme, read_settings
+from util.sources import open_file, read_source
 from util.tag_files import TagJob, tag_file, tag_stream, tagger_digest
 from util.tag_schemes import canonical, entity_spans, entity_type, make_label_list, prefix
 from util.tokenizer import encode, load_tokenizer, max_length, special_tokens, subword_offsets
 
-COLUMN_FLAGS = ("text_column_name", "label_column_name")
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
 # ---------------------------------------------------------------------------------------------------------
@@ -208,31 +208,29 @@ def vote(probabilities: np.ndarray, word_ids: np.ndarray, label_list: list[str],
 # Evaluation of a labelled file
 
 
-def training_flags(args: argparse.Namespace) -> argparse.Namespace:
-    """The data flags of the run that the model is from, and its --strict. Files are read as in training.
+def training_flags(model: str) -> argparse.Namespace:
+    """The data flags of the run that the model is from, and its --strict. Files are read as in training."""
+    return argparse.Namespace(**read_settings(model, vars(data.get_args([])) | {"strict": False}))
 
-    The names of columns in `args`, if they are given, replace those of the run.
-    """
-    flags = vars(data.get_args([])) | {"strict": False}
-    path = os.path.join(args.model, CONFIG_FILE)
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            settings = yaml.safe_load(file)
-        flags |= {name: value for name, value in settings.items() if name in flags}
-    flags |= {name: value for name, value in vars(args).items() if name in COLUMN_FLAGS and value}
-    return argparse.Namespace(**flags)
+
+def columns_of(args: argparse.Namespace) -> Columns:
+    """The columns of --input_file: as in training, where no flag names them."""
+    columns = data.columns_of(training_flags(args.model))
+    text, labels = args.text_column_name or columns.text, args.label_column_name or columns.labels
+    return dataclasses.replace(columns, text=text, labels=labels)
 
 
 def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
     """Prints the scores of --input_file as training measures them, and writes the error report."""
-    flags = training_flags(args)
-    sentences, _ = read_file(args.input_file, data.columns_of(flags))
-    statistics = tag_statistics(sentences, args.input_file)
+    flags = training_flags(args.model)
+    source = open_file(args.input_file, columns_of(args))
+    sentences, _ = read_source(source)
+    statistics = tag_statistics(sentences, source.name)
     others = sorted(set(statistics.counts) - set(tagger.label_list))
     label_list = make_label_list(set(), (*tagger.label_list, *others))  # of the model, then of the file
     scheme = decided_scheme(args.input_file, vars(flags), tagger.model.config)
     tagger.tokenizer.model_max_length = tagger.window_size
-    split = data.make_split(args.input_file, sentences, statistics, label_list, scheme, tagger.tokenizer, args.stride)
+    split = data.make_split(source, sentences, statistics, label_list, scheme, tagger.tokenizer, args.stride)
     split.convert_for(tagger.label_list)
     unknown = [label_list[i] for i in split.label_ids if i >= len(tagger.label_list)]  # scored, but never predicted
 
@@ -278,8 +276,8 @@ def get_args() -> argparse.Namespace:
     add("model", help="folder that train.py wrote, or Hub id of any token-classification model")
     add("text", nargs="*")
     add("--input_file", help="a text a line, JSON Lines, or any format of train.py; -: stdin")
-    for name in COLUMN_FLAGS:
-        add(f"--{name}", help="of --input_file (as in training)")
+    add("--text_column_name", help="column of words or text (as in training)")
+    add("--label_column_name", help="column of tags or spans (as in training)")
     add("--output_file", help="instead of standard output; with --evaluate, the error report (HTML)")
     add("--aggregation_strategy", choices=STRATEGIES, default="simple", help="how subwords vote (simple)")
     add("--format", choices=documents.OUTPUT_FORMATS, help="json: an object a line; conll: a tag a word")
@@ -300,7 +298,7 @@ def get_args() -> argparse.Namespace:
     if args.format is None:
         args.format = documents.output_format(args.output_file or "")
     if args.stride is None:
-        args.stride = training_flags(args).stride
+        args.stride = training_flags(args.model).stride
     return args
 
 
@@ -317,10 +315,7 @@ def main() -> None:
         evaluate(tagger, args, ranks)
         return
 
-    if args.text:
-        texts = documents.input_of_texts(args.text)
-    else:
-        texts = documents.open_input(args.input_file, data.columns_of(training_flags(args)))
+    texts = documents.open_texts(args.text) if args.text else documents.open_input(args.input_file, columns_of(args))
     on_terminal = sys.stdout.isatty() and not args.output_file
     job = TagJob(tagger, args.aggregation_strategy, texts, args.format, args.skip_bad_lines, on_terminal)
     if not args.output_file:

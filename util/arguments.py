@@ -94,3 +94,10 @@ def expand_flag_file(argv: list[str]) -> list[str]:
         raise ValueError(f"{argv[0]}: not a mapping of flags to values")
     flags = [f"--{name}={value}" for name, value in settings.items() if value is not None]
     return flags + argv[1:]
+
+
+def name_data_file(argv: list[str]) -> list[str]:
+    """`data.py train.conll` means `data.py --train_file train.conll`. A YAML file is one of flags."""
+    if not argv or argv[0].startswith("-") or argv[0].endswith((".yaml", ".yml")):
+        return argv
+    return ["--train_file", *argv]

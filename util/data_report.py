@@ -40,6 +40,12 @@ class Note(NamedTuple):
 # Notes
 
 
+def log_how_read(splits: dict, log) -> None:
+    """A line for every source: "train.conll: CoNLL, 2 columns: tokens, tags; IOB1, 2 exceptions"."""
+    for line in dict.fromkeys(f"{split.name}: {split.read_as}; {split.read_scheme}" for split in splits.values()):
+        log(line)
+
+
 def log_notes(splits: dict, max_length: int, log) -> None:
     for note in checks(splits, max_length):
         log(f"note: {note}")

@@ -101,7 +101,7 @@ class Input:
         return _parse_json(line, self.columns) if self.format == "json" else Document.from_text(line)
 
 
-def input_of_texts(texts: list[str]) -> Input:
+def open_texts(texts: list[str]) -> Input:
     """Command-line arguments. Those that are not UTF-8 become errors, as lines of a file do."""
     encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
     return Input("text", "text", lambda: encoded)

@@ -100,6 +100,16 @@ def open_run(folder: str, settings: dict, defaults: dict, fingerprint: dict) -> 
     return results
 
 
+def read_settings(model: str, defaults: dict) -> dict:
+    """The defaults, replaced by those of the run that wrote the folder of a model, if a run wrote it."""
+    path = os.path.join(model, CONFIG_FILE)
+    if not os.path.exists(path):
+        return defaults
+    with open(path, encoding="utf-8") as file:
+        settings = yaml.safe_load(file)
+    return defaults | {name: value for name, value in settings.items() if name in defaults}
+
+
 def decided_scheme(path: str, settings: dict, config) -> str | None:
     """The tag scheme by which training read a file. None: the file is none of its files, and its own tags decide.
 

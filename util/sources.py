@@ -123,7 +123,7 @@ def _readers_digest() -> str:
 
 
 def read_source(
-    source: Source, columns: Columns, num_proc: int | None = None
+    source: Source, columns: Columns | None = None, num_proc: int | None = None
 ) -> tuple[Dataset, tuple[str, ...] | None]:
     """Reads a source -> its sentences (FEATURES), memory-mapped, and the label names by id if it has them.
 
@@ -131,7 +131,7 @@ def read_source(
     missing blocks. The files are named by the content of the source: an edited file is read again.
     num_proc: the number of processes (one per usable core).
     """
-    columns = source.columns or columns
+    columns = source.columns or columns or Columns()
     try:
         names = _label_names(source.features, columns)
         fingerprint = Hasher.hash((source.digest, source.name, names, astuple(columns), _readers_digest()))
@@ -179,23 +179,24 @@ def read_splits(
     validation_split: float,
     seed: int,
     num_proc: int | None = None,
-) -> tuple[dict[str, tuple[str, Dataset]], tuple[str, ...] | None]:
-    """Reads all sources -> {split: (name in messages, sentences)}, and the label names by id if one has them.
+) -> tuple[dict[str, tuple[Source, Dataset]], tuple[str, ...] | None]:
+    """Reads all sources -> {split: (its source, sentences)}, and the label names by id if one has them.
 
     validation_split: the share of train that becomes the validation split.
     """
     if validation_split and "validation" in sources:
         raise ValueError("--validation_split: there is a validation split already")
-    sentences_by_split, label_names = {}, None
+    sentences_by_split: dict[str, tuple[Source, Dataset]] = {}
+    label_names = None
     for split, source in sources.items():
         dataset, own_names = read_source(source, columns, num_proc)
-        sentences_by_split[split] = (source.name, dataset)
+        sentences_by_split[split] = (source, dataset)
         label_names = label_names or own_names
         check_same_label_names(source.name, label_names, own_names)
     if validation_split:
-        name, dataset = sentences_by_split["train"]
+        source, dataset = sentences_by_split["train"]
         train, validation = split_off(dataset, validation_split, seed)
-        sentences_by_split |= {"train": (name, train), "validation": (name, validation)}
+        sentences_by_split |= {"train": (source, train), "validation": (source, validation)}
     in_order = {split: sentences_by_split[split] for split in SPLITS if split in sentences_by_split}
     return in_order, label_names
 

@@ -21,6 +21,7 @@ class Split:
     """W words in S sentences, C labels."""
 
     name: str  # of its source, for messages
+    read_as: str  # the format of its source, and what its columns are
     sentences: Dataset  # as read: {"tokens", "tags", "lines", "notes"}
     label_list: list[str]
     scheme: str | None  # IOB2, BIOES, BILOU, IOE1, IOE2; None for plain tags such as NOUN
@@ -31,7 +32,7 @@ class Split:
     windows: Windows
     fingerprint: str  # of what training sees: subwords, labels, and their names
     token_ids: np.ndarray = field(repr=False)  # [U] the subwords that occur
-    notes: list[Note] = field(default_factory=list)  # of the reader
+    notes: list[Note | str] = field(default_factory=list)  # of the reader
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
