@@ -121,7 +121,8 @@ def _implausible_tags(sample: Sample, columns: Columns, has_names: bool) -> str 
     if len(with_blanks) > len(tags) / 2 and 1 < len(set(with_blanks)) == len(with_blanks):
         return f"the tags look like text ({shown})"
     like_words = what in ("numbers", "ids") or looks_like_words(tags)
-    if num_tags >= 8 and num_tags >= 0.8 * num_words and like_words:
+    is_varied = 20 * num_words >= len(sample.words)  # as text is, in the first sentences
+    if num_tags >= 8 and num_tags >= 0.8 * num_words and is_varied and like_words:
         return (
             f"{num_tags} tags for {num_words} different words in the first {len(sample.sentences)} sentences ({shown})"
         )
