@@ -31,7 +31,7 @@ def find_annotations(record: dict, columns: Columns) -> Found:
         return Found("GLiNER", description, _list_of(record, "tokenized_text"), _list_of(record, "ner"))
     if columns.regions:
         return _short_label_studio_task(record, columns)
-    text_column, label_column = pick_columns(record, columns)
+    text_column, label_column = pick_columns(tuple(record), columns)
     if (text_column, label_column) == ("tokens", "entities") and "relations" in record:
         description = "words 'tokens', token spans 'entities' (SpERT)"
         return Found("SpERT", description, _list_of(record, "tokens"), _list_of(record, "entities"))
