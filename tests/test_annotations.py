@@ -61,7 +61,7 @@ def test_prodigy_without_spans():
         "left out, as its answer is not accept: reject",
         "left out, as its answer is not accept: ignore",
     ]
-    assert read(rejected, text="text") == [("", "")]
+    assert read(rejected, text="text") == read(rejected, text="1") == [("", "")]
 
 
 def test_prodigys_classifications_are_refused():

@@ -56,23 +56,6 @@ def split_words(text: str) -> list[Range]:
     return [match.span() for match in _WORD.finditer(text)]
 
 
-def _words_inside(words: list[Range], start: int, end: int) -> range:
-    """The numbers of the words that a range covers or cuts."""
-    first = bisect.bisect_right(words, start, key=operator.itemgetter(1))
-    return range(first, bisect.bisect_left(words, end, lo=first, key=operator.itemgetter(0)))
-
-
-def _whole_words(words: list[Range], start: int, end: int) -> Range | None:
-    """The range of the words that a range covers or cuts. None: there are none."""
-    inside = _words_inside(words, start, end)
-    return (words[inside[0]][0], words[inside[-1]][1]) if inside else None
-
-
-def _cuts_a_word(words: list[Range], start: int, end: int) -> bool:
-    whole = _whole_words(words, start, end)
-    return whole is not None and (whole[0] < start or end < whole[1])
-
-
 # --------------------------------------------------------------------------------------------------
 # One span
 
@@ -170,7 +153,22 @@ class TextOfSpans:
 
     def __init__(self, text: str):
         self.text, self.words = text, split_words(text)
+        self.starts, self.ends = [word[0] for word in self.words], [word[1] for word in self.words]
         self.from_utf16 = utf16_offsets(text) if not text.isascii() and ASTRAL.search(text) else None
+
+    def words_inside(self, start: int, end: int) -> range:
+        """The numbers of the words that a range covers or cuts."""
+        first = bisect.bisect_right(self.ends, start)
+        return range(first, bisect.bisect_left(self.starts, end, first))
+
+    def whole_words(self, start: int, end: int) -> Range | None:
+        """The range of the words that a range covers or cuts. None: there are none."""
+        inside = self.words_inside(start, end)
+        return (self.starts[inside[0]], self.ends[inside[-1]]) if inside else None
+
+    def cuts_a_word(self, start: int, end: int) -> bool:
+        whole = self.whole_words(start, end)
+        return whole is not None and (whole[0] < start or end < whole[1])
 
     def locate(self, span: Span, utf16: bool) -> Range:
         """The characters of a span. Raises ValueError if it lies outside, or is another text than it quotes."""
@@ -205,14 +203,14 @@ class TextOfSpans:
         covered = self.text[start:end]
         if quoted == covered or _without_blanks(quoted) == _without_blanks(covered):
             return start, end
-        whole = _whole_words(self.words, start, end)
+        whole = self.whole_words(start, end)
         pieces = quoted.split()
         if whole is None or not pieces:
             return None
         pattern = re.compile(r"\s+".join(map(re.escape, pieces)))
         for match in pattern.finditer(self.text, *whole):
-            if _whole_words(self.words, *match.span()) == whole:
-                offsets_cut = _cuts_a_word(self.words, start, end)
+            if self.whole_words(*match.span()) == whole:
+                offsets_cut = self.cuts_a_word(start, end)
                 return match.span() if offsets_cut and match.span() == whole else (start, end)
         return None
 
@@ -224,7 +222,7 @@ class TextOfSpans:
             return False
         if span.quoted is not None:
             return _without_blanks(span.quoted) == _without_blanks(self.text[start:end])
-        return bool(_words_inside(self.words, start, end)) and not _cuts_a_word(self.words, start, end)
+        return bool(self.words_inside(start, end)) and not self.cuts_a_word(start, end)
 
     def has_two_readings(self, span: Span) -> bool:
         """Whether an offset means another character if it counts UTF-16 units."""
@@ -263,7 +261,7 @@ def spans_to_tags(text: str, spans: list, widen: bool, utf16: bool) -> Annotated
     tags = ["O"] * len(words)
     free = 0  # the first word after the spans so far
     for start, end, label, span in sorted(located, key=operator.itemgetter(0, 1, 2)):
-        inside = _words_inside(words, start, end)
+        inside = source.words_inside(start, end)
         if not inside:
             raise ValueError(f"{_name(span)} holds no word")
         first, last = words[inside[0]], words[inside[-1]]
