@@ -22,7 +22,7 @@ def find_annotations(record: dict, columns: Columns) -> Found:
     if isinstance(record.get("data"), dict) and ("annotations" in record or "completions" in record):
         return _label_studio_task(record, columns)
     _refuse_by_name(record)
-    if columns.text in (None, "text") and isinstance(record.get("text"), str):
+    if isinstance(record.get("text"), str) and (not columns.text or _is_text_column("text", record, columns)):
         found = _prodigy_task(record, columns)
         if found:
             return found
@@ -31,13 +31,17 @@ def find_annotations(record: dict, columns: Columns) -> Found:
         return Found("GLiNER", description, _list_of(record, "tokenized_text"), _list_of(record, "ner"))
     if columns.regions:
         return _short_label_studio_task(record, columns)
-    text_column, label_column = pick_columns(record, columns)
+    text_column, label_column = pick_columns(tuple(record), columns)
     if (text_column, label_column) == ("tokens", "entities") and "relations" in record:
         description = "words 'tokens', token spans 'entities' (SpERT)"
         return Found("SpERT", description, _list_of(record, "tokens"), _list_of(record, "entities"))
     if not columns.text and _are_objects(record[text_column]) and "text" in record:
         text_column = "text"  # the tokens of spaCy are objects, from another tokenizer
     return _text_or_words(record, text_column, label_column)
+
+
+def _is_text_column(name: str, record: dict, columns: Columns) -> bool:
+    return pick_column(record, "--text_column_name", text_columns(columns)) == name
 
 
 def _list_of(record: dict, column: str) -> list:

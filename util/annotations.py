@@ -32,30 +32,33 @@ _OF_TOOLS = {"annotations", "completions", "spans", "answer", "tokenized_text", 
 
 @functools.lru_cache
 def _plain_columns(names: tuple[str, ...], columns: Columns) -> tuple[str, str] | None:
-    """The columns of words and of tags, which are lists. None: it depends on more than their names.
+    """The columns of words and of tags. None: it depends on more than their names, see find_annotations.
 
     Cached, since all records of a file have the same columns.
     """
     if columns.regions or not _OF_TOOLS.isdisjoint(names):
         return None
     try:
-        text_column, label_column = pick_columns(names, columns)
+        return pick_columns(names, columns)
     except ValueError:
         return None
-    if "text" in names and not label_column.endswith("_tags"):
-        return None  # the tags may be spans of the text
-    return text_column, label_column
 
 
 def words_and_tags(record: dict, columns: Columns) -> Annotated:
     """Converts one record. Raises ValueError without its position."""
-    plain = _plain_columns(tuple(record), columns)
-    if plain is not None:
-        words, tags = record[plain[0]], record[plain[1]]
-        if type(words) is type(tags) is list and len(words) == len(tags):
-            return Annotated(words, tags, [])
-    found = find_annotations(record, columns)
     utf16 = columns.span_offsets == "utf16"
+    plain = _plain_columns(tuple(record), columns)
+    if plain is not None:  # the usual records, without a search
+        text, labels = record[plain[0]], record[plain[1]]
+        if type(text) is type(labels) is list:
+            if len(text) == len(labels) and not (text and type(text[0]) is dict):
+                return Annotated(text, labels, [])
+        elif type(text) is str and type(labels) is list:
+            if labels and type(labels[0]) in (list, dict):
+                return spans_to_tags(text, labels, columns.widen_spans, utf16)
+        elif type(text) is type(labels) is str and "[" not in text and "[" not in labels:
+            return _same_number(_split_at_blanks(text), _split_at_blanks(labels))
+    found = find_annotations(record, columns)
     if found.kind == "left out":
         return Annotated([], [], list(found.notes))
     if found.kind == "spans":
@@ -67,9 +70,13 @@ def words_and_tags(record: dict, columns: Columns) -> Annotated:
     for values, what in ((words, "words"), (tags, "tags")):
         if not isinstance(values, list):
             raise ValueError(f"no {what}: {shown(values)} where a list should be")
+    return _same_number(words, tags)
+
+
+def _same_number(words: list, tags: list) -> Annotated:
     if len(words) != len(tags):
         raise ValueError(f"{len(words)} words but {len(tags)} tags")
-    return Annotated(words, tags, list(found.notes))
+    return Annotated(words, tags, [])
 
 
 _NO_BLANKS = regex.compile(r"[^ \t\r\n]+")  # words may hold other white space, such as no-break spaces

@@ -1,5 +1,6 @@
 """Which columns of a record hold the words and the tags."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -49,7 +50,9 @@ def pick_column(columns: Iterable[str], flag: str, names: list[str]) -> str:
     return chosen
 
 
-def pick_columns(names: Iterable[str], columns: Columns) -> tuple[str, str]:
+@functools.lru_cache
+def pick_columns(names: tuple[str, ...], columns: Columns) -> tuple[str, str]:
+    """The columns of words and of tags. Cached, since all records of a file have the same columns."""
     text_column = pick_column(names, "--text_column_name", text_columns(columns))
     label_column = pick_column(names, "--label_column_name", label_columns(columns))
     if text_column == label_column:

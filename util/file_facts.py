@@ -142,10 +142,8 @@ class _SpanReadings:
             return "utf16" if self.num_utf16 > self.num_characters else "characters"
         way_out = "pass --span_offsets characters or --span_offsets utf16"
         if self.num_decisive:
-            counts = (
-                f"{self.num_characters} spans fit the words only in characters, {self.num_utf16} only in UTF-16 units"
-            )
-            raise ValueError(f"{self.first_decisive}: {counts}; {way_out}")
+            counts = f"{self.num_characters} only in characters, {self.num_utf16} only in UTF-16 units"
+            raise ValueError(f"{self.first_decisive}: spans that fit the words: {counts}; {way_out}")
         if self.first_open:
             position, span, in_characters, in_utf16 = self.first_open
             readings = f"is {in_characters!r} in characters and {in_utf16!r} in UTF-16 units"

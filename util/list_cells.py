@@ -64,8 +64,8 @@ def split_cells(text, labels):
     A text may begin with "[" too. It is a list if the tags are one, or if it is a list of quoted strings.
     Raises ValueError for a cell that looks like a list but cannot be read as one.
     """
-    tags = _list_or_error(labels) if isinstance(labels, str) else labels
-    if not isinstance(text, str):
+    tags = _list_or_error(labels) if isinstance(labels, str) and "[" in labels else labels
+    if not isinstance(text, str) or "[" not in text:
         return text, tags
     if isinstance(tags, list) and not all(isinstance(tag, (str, int)) for tag in tags):
         return text, tags  # spans of the text, which is none of a list

@@ -56,23 +56,6 @@ def split_words(text: str) -> list[Range]:
     return [match.span() for match in _WORD.finditer(text)]
 
 
-def _words_inside(words: list[Range], start: int, end: int) -> range:
-    """The numbers of the words that a range covers or cuts."""
-    first = bisect.bisect_right(words, start, key=operator.itemgetter(1))
-    return range(first, bisect.bisect_left(words, end, lo=first, key=operator.itemgetter(0)))
-
-
-def _whole_words(words: list[Range], start: int, end: int) -> Range | None:
-    """The range of the words that a range covers or cuts. None: there are none."""
-    inside = _words_inside(words, start, end)
-    return (words[inside[0]][0], words[inside[-1]][1]) if inside else None
-
-
-def _cuts_a_word(words: list[Range], start: int, end: int) -> bool:
-    whole = _whole_words(words, start, end)
-    return whole is not None and (whole[0] < start or end < whole[1])
-
-
 # --------------------------------------------------------------------------------------------------
 # One span
 
@@ -170,27 +153,46 @@ class TextOfSpans:
 
     def __init__(self, text: str):
         self.text, self.words = text, split_words(text)
+        self.starts, self.ends = [word[0] for word in self.words], [word[1] for word in self.words]
         self.from_utf16 = utf16_offsets(text) if not text.isascii() and ASTRAL.search(text) else None
+
+    def words_inside(self, start: int, end: int) -> range:
+        """The numbers of the words that a range covers or cuts."""
+        first = bisect.bisect_right(self.ends, start)
+        return range(first, bisect.bisect_left(self.starts, end, first))
+
+    def whole_words(self, start: int, end: int) -> Range | None:
+        """The range of the words that a range covers or cuts. None: there are none."""
+        inside = self.words_inside(start, end)
+        return (self.starts[inside[0]], self.ends[inside[-1]]) if inside else None
+
+    def cuts_a_word(self, start: int, end: int) -> bool:
+        whole = self.whole_words(start, end)
+        return whole is not None and (whole[0] < start or end < whole[1])
 
     def locate(self, span: Span, utf16: bool) -> Range:
         """The characters of a span. Raises ValueError if it lies outside, or is another text than it quotes."""
-        what, start, end = f"span {span.start}-{span.end} {span.type}", span.start, span.end
-        units, length = "characters", len(self.text)
+        start, end = span.start, span.end
         if utf16 and self.from_utf16:
-            units, length = "UTF-16 units", max(self.from_utf16)
-            if 0 <= start < end <= length:
-                start, end = self.from_utf16.get(start, -1), self.from_utf16.get(end, -1)
-                if start < 0 or end < 0:
-                    raise ValueError(f"{what} cuts a character of two UTF-16 units")
-        if not 0 <= start < end <= length:
-            raise ValueError(f"{what} lies outside the text of {length} {units}")
+            start, end = self._from_utf16(span, self.from_utf16)
+        if not 0 <= start < end <= len(self.text):
+            raise ValueError(f"{_name(span)} lies outside the text of {len(self.text)} characters")
         if span.quoted is None:
             return start, end
         found = self._match(start, end, span.quoted)
         if found is None:
             problem = f"is {self.text[start:end]!r} in the text, but annotated as {span.quoted!r}"
-            raise ValueError(f"{what} {problem}")
+            raise ValueError(f"{_name(span)} {problem}")
         return found
+
+    @staticmethod
+    def _from_utf16(span: Span, borders: dict[int, int]) -> Range:
+        length = max(borders)
+        if not 0 <= span.start < span.end <= length:
+            raise ValueError(f"{_name(span)} lies outside the text of {length} UTF-16 units")
+        if span.start not in borders or span.end not in borders:
+            raise ValueError(f"{_name(span)} cuts a character of two UTF-16 units")
+        return borders[span.start], borders[span.end]
 
     def _match(self, start: int, end: int, quoted: str) -> Range | None:
         """The span that a quoted text and its offsets agree on. None: they disagree.
@@ -198,16 +200,18 @@ class TextOfSpans:
         They may differ in white space, and in parts of words: an editor can extend a selection to whole words in
         one of them, "nna" to "Anna". The one that does not cut a word counts.
         """
-        if _without_blanks(quoted) == _without_blanks(self.text[start:end]):
+        covered = self.text[start:end]
+        if quoted == covered or _without_blanks(quoted) == _without_blanks(covered):
             return start, end
-        whole = _whole_words(self.words, start, end)
+        whole = self.whole_words(start, end)
         pieces = quoted.split()
         if whole is None or not pieces:
             return None
         pattern = re.compile(r"\s+".join(map(re.escape, pieces)))
         for match in pattern.finditer(self.text, *whole):
-            if _whole_words(self.words, *match.span()) == whole:
-                return match.span() if _cuts_a_word(self.words, start, end) else (start, end)
+            if self.whole_words(*match.span()) == whole:
+                offsets_cut = self.cuts_a_word(start, end)
+                return match.span() if offsets_cut and match.span() == whole else (start, end)
         return None
 
     def fits(self, span: Span, utf16: bool) -> bool:
@@ -218,12 +222,16 @@ class TextOfSpans:
             return False
         if span.quoted is not None:
             return _without_blanks(span.quoted) == _without_blanks(self.text[start:end])
-        return bool(_words_inside(self.words, start, end)) and not _cuts_a_word(self.words, start, end)
+        return bool(self.words_inside(start, end)) and not self.cuts_a_word(start, end)
 
     def has_two_readings(self, span: Span) -> bool:
         """Whether an offset means another character if it counts UTF-16 units."""
         borders = self.from_utf16
         return bool(borders) and (borders.get(span.start) != span.start or borders.get(span.end) != span.end)
+
+
+def _name(span: Span) -> str:
+    return f"span {span.start}-{span.end} {span.type}"
 
 
 def _without_blanks(text: str) -> str:
@@ -248,23 +256,25 @@ def spans_to_tags(text: str, spans: list, widen: bool, utf16: bool) -> Annotated
             raise ValueError(f"{shown(value)} has no type: its entity is its text")
         if utf16 and source.has_two_readings(span):
             notes.append(f"spans counted in UTF-16 units: {text[start:end]!r}")
-        located.append((start, end, span.type, f"span {span.start}-{span.end} {span.type}"))
+        located.append((start, end, span.type, span))
     words = source.words
     tags = ["O"] * len(words)
-    for start, end, label, what in sorted(located):
-        inside = _words_inside(words, start, end)
+    free = 0  # the first word after the spans so far
+    for start, end, label, span in sorted(located, key=operator.itemgetter(0, 1, 2)):
+        inside = source.words_inside(start, end)
         if not inside:
-            raise ValueError(f"{what} holds no word")
+            raise ValueError(f"{_name(span)} holds no word")
         first, last = words[inside[0]], words[inside[-1]]
         if first[0] < start or end < last[1]:
             if not widen:
                 cut_start, cut_end = first if first[0] < start else last
-                problem = f"{what} {text[start:end]!r} cuts the word {text[cut_start:cut_end]!r}"
+                problem = f"{_name(span)} {text[start:end]!r} cuts the word {text[cut_start:cut_end]!r}"
                 raise ValueError(f"{problem}; fix it, or pass --widen_spans")
             notes.append(f"spans widened to whole words: {text[start:end]!r} to {text[first[0] : last[1]]!r}")
-        if any(tags[i] != "O" for i in inside):
-            raise ValueError(f"{what} {text[start:end]!r} overlaps another one")
+        if inside.start < free:
+            raise ValueError(f"{_name(span)} {text[start:end]!r} overlaps another one")
         _tag(tags, inside, label)
+        free = inside.stop
     return Annotated([text[start:end] for start, end in words], tags, notes)
 
 
@@ -283,6 +293,6 @@ def token_spans_to_tags(words: list, spans: list, end_is_inclusive: bool) -> Ann
     return Annotated(list(words), tags, [])
 
 
-def _tag(tags: list[str], inside, label: str) -> None:
-    for i in inside:
-        tags[i] = f"B-{label}" if i == inside[0] else f"I-{label}"
+def _tag(tags: list[str], inside: range, label: str) -> None:
+    tags[inside.start] = f"B-{label}"
+    tags[inside.start + 1 : inside.stop] = [f"I-{label}"] * (len(inside) - 1)
