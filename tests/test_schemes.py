@@ -139,6 +139,13 @@ def test_entities_of_every_spelling(name):
     metrics.check_strict(labels, scheme.name)
 
 
+def test_a_split_has_the_entities_of_its_spelling(encoders, tmp_path):
+    rows = {"train": [{"tokens": ["Anna", "Berg", "saw", "Oslo"], "tags": ["PER_B", "PER_I", "O", "LOC_B"]}]}
+    split = load_splits(encoders["wordpiece"], tmp_path / "x", rows)["train"]
+    assert split.entities == {("PER", "Anna Berg"), ("LOC", "Oslo")}
+    assert "entities: LOC 1, PER 1" in data_report._count_types(split)
+
+
 def in_standard_spelling(tag: str, scheme: str) -> str:
     """Written independently of util/tag_spelling.py."""
     if scheme == "bare":
@@ -197,6 +204,8 @@ def decided(text: str):
         ("I-PER E-PER O E-LOC O I-LOC O", "IOE2", [5]),
         ("I-PER E-PER I-PER O I-LOC O E-LOC O", "IOE1", [6]),
         ("I-PER O", "IOB1", []),
+        ("B-PER | I-PER O", "IOB2", [1]),  # no entity extends over a sentence border
+        ("B-PER | E-PER S-LOC", "BIOES", [0, 1]),
     ],
 )
 def test_the_majority_decides_and_exceptions_are_counted(text, name, exceptions):
@@ -513,7 +522,10 @@ def test_a_model_without_b_is_evaluated_on_both_schemes(scheme, iob1_model, tmp_
         row = re.search(rf"^{kind} +([0-9.]+) +([0-9.]+) +([0-9.]+) +([0-9,]+)$", printed, re.MULTILINE)
         numbers = [f"{report[kind][name]:.4f}" for name in ("precision", "recall", "f1-score")]
         assert [*row.groups()] == [*numbers, f"{report[kind]['support']:,}"]
-    assert "never predicts" not in capsys.readouterr().err
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    num_starts = sum(one != other for s, tags in zip(sentences, gold) for one, other in zip(s["tags"], tags))
+    converted = f"note: {num_starts:,} IOB2 tags converted to IOB1, the scheme of the model's labels"
+    assert notes == ([converted] if scheme == "IOB2" else [])
     assert "B-ORG" not in (tmp_path / "report.html").read_text()  # types only
 
 

@@ -75,7 +75,12 @@ class Split:
     def convert_for(self, model_labels: list[str]) -> None:
         """Converts tags and windows from IOB2 to IOB1 if the labels of a model are IOB1: it has no B-X for some X."""
         if self.scheme == "IOB2" and has_iob1_labels(model_labels):
-            self.tags = iob2_to_iob1(self.tags, self.lengths, self.label_list)
+            tags = iob2_to_iob1(self.tags, self.lengths, self.label_list)
+            self.notes = [note for note in self.notes if not note.text.endswith("converted to IOB2")]
+            if not self.iob1:
+                text = "IOB2 tags converted to IOB1, the scheme of the model's labels"
+                self.notes.append(Note(int(np.count_nonzero(tags != self.tags)), text, []))
+            self.tags = tags
             self.label_counts = np.bincount(self.tags, minlength=len(self.label_list))
             self.windows = RelabelledWindows(self.windows, self.tags)
 
