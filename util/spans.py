@@ -77,6 +77,8 @@ def parse_span(value) -> Span:
     start, end, label, quoted = None, None, None, None
     if isinstance(value, (list, tuple)) and len(value) == 3:
         start, end, label = value
+        if type(start) is type(end) is int and type(label) is str and label:
+            return Span(start, end, label, None)
         if isinstance(end, str) and isinstance(label, list):
             problem = "is an entity as brat writes it, [id, type, [[start, end]]]"
             raise ValueError(f"{shown(value)} {problem}; write [start, end, type]")
@@ -153,7 +155,7 @@ class TextOfSpans:
 
     def __init__(self, text: str):
         self.text, self.words = text, split_words(text)
-        self.starts, self.ends = [word[0] for word in self.words], [word[1] for word in self.words]
+        self.starts, self.ends = map(list, zip(*self.words)) if self.words else ([], [])
         self.from_utf16 = utf16_offsets(text) if not text.isascii() and ASTRAL.search(text) else None
 
     def words_inside(self, start: int, end: int) -> range:
@@ -172,16 +174,16 @@ class TextOfSpans:
 
     def locate(self, span: Span, utf16: bool) -> Range:
         """The characters of a span. Raises ValueError if it lies outside, or is another text than it quotes."""
-        start, end = span.start, span.end
+        start, end, _, quoted = span
         if utf16 and self.from_utf16:
             start, end = self._from_utf16(span, self.from_utf16)
         if not 0 <= start < end <= len(self.text):
             raise ValueError(f"{_name(span)} lies outside the text of {len(self.text)} characters")
-        if span.quoted is None:
+        if quoted is None:
             return start, end
-        found = self._match(start, end, span.quoted)
+        found = self._match(start, end, quoted)
         if found is None:
-            problem = f"is {self.text[start:end]!r} in the text, but annotated as {span.quoted!r}"
+            problem = f"is {self.text[start:end]!r} in the text, but annotated as {quoted!r}"
             raise ValueError(f"{_name(span)} {problem}")
         return found
 
@@ -260,7 +262,9 @@ def spans_to_tags(text: str, spans: list, widen: bool, utf16: bool) -> Annotated
     words = source.words
     tags = ["O"] * len(words)
     free = 0  # the first word after the spans so far
-    for start, end, label, span in sorted(located, key=operator.itemgetter(0, 1, 2)):
+    if len(located) > 1:
+        located.sort(key=operator.itemgetter(0, 1, 2))
+    for start, end, label, span in located:
         inside = source.words_inside(start, end)
         if not inside:
             raise ValueError(f"{_name(span)} holds no word")
@@ -295,4 +299,5 @@ def token_spans_to_tags(words: list, spans: list, end_is_inclusive: bool) -> Ann
 
 def _tag(tags: list[str], inside: range, label: str) -> None:
     tags[inside.start] = f"B-{label}"
-    tags[inside.start + 1 : inside.stop] = [f"I-{label}"] * (len(inside) - 1)
+    if len(inside) > 1:
+        tags[inside.start + 1 : inside.stop] = [f"I-{label}"] * (len(inside) - 1)
