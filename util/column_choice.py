@@ -68,8 +68,9 @@ def _may_have_astral(reader: Reader) -> bool:
         return True
     with open(reader.source, "rb") as file:
         while piece := file.read(1 << 20):
-            # In UTF-8, or as the escapes of JSON. A piece may end within an escape: that needs two in a row.
-            if re.search(rb"[\xf0-\xf4]|\\u[dD][89abAB]|\\u?[dD]?$", piece):
+            in_utf8 = any(byte in piece for byte in (b"\xf0", b"\xf1", b"\xf2", b"\xf3", b"\xf4"))
+            in_escapes = b"\\u" in piece and re.search(rb"\\u[dD][89abAB]", piece)  # of JSON
+            if in_utf8 or in_escapes or b"\\" in piece[-3:]:  # the next piece may continue an escape
                 return True
     return False
 

@@ -204,31 +204,31 @@ def read_csv(
     misc_column = lower.index("misc") if "misc" in lower else None
     if word_per_row is None:
         word_per_row = id_column is not None or "word" in lower or "token" in lower
-    sentence, last_id, num_borders, ended = [], "", 0, False
+    lines: list[int] = []  # of the sentence
+    cells: list[list[str]] = []
+    last_id, num_borders, ended = "", 0, False
     for line, row in rows:
-        row_id = row[id_column] if row and id_column is not None else ""
-        if not row or not word_per_row or row_id not in ("", last_id) or ended:
+        row_id = row[id_column] if id_column is not None and row else ""
+        if not row or ended or not word_per_row or (row_id != last_id and row_id):
             num_borders += 1
-            if sentence:
-                yield _csv_sentence(names, sentence, word_per_row)
-            sentence = []
+            if cells:
+                yield lines, _csv_sentence(names, cells, word_per_row)
+                lines, cells = [], []
         last_id = row_id or last_id
-        ended = bool(row) and misc_column is not None and "EndOfSentence" in row[misc_column]
+        ended = misc_column is not None and len(row) > misc_column and "EndOfSentence" in row[misc_column]
         if row:
-            sentence.append((line, row))
-    if sentence:
-        yield _csv_sentence(names, sentence, word_per_row)
+            lines.append(line)
+            cells.append(row)
+    if cells:
+        yield lines, _csv_sentence(names, cells, word_per_row)
     if word_per_row and num_borders == 0 and has_header and not ended:
         missing = "neither a column sentence_id nor an empty line ends a sentence"
         raise ValueError(f"{path}: one word a row, but {missing}")
 
 
-def _csv_sentence(names: list[str], rows: list[tuple[int, list[str]]], word_per_row: bool) -> tuple[list[int], dict]:
-    """Rows of one word each, or one row that holds the sentence, as (lines, record)."""
-    lines, cells = [line for line, _ in rows], [row for _, row in rows]
-    if len(rows) == 1 and not word_per_row:
-        return lines, dict(zip(names, cells[0]))
-    return lines, _by_column(names, cells)
+def _csv_sentence(names: list[str], rows: list[list[str]], word_per_row: bool) -> dict:
+    """Rows of one word each, or one row that holds the sentence."""
+    return _by_column(names, rows) if word_per_row or len(rows) > 1 else dict(zip(names, rows[0]))
 
 
 def read_parquet(path: str, block: Block | None):

@@ -24,18 +24,29 @@ class Block(NamedTuple):
 def text_lines(path: str, block: Block | None = None) -> Iterator[tuple[int, str]]:
     """Yields (number, line). Raises ValueError for a line that is not UTF-8."""
     block = block or Block(0, os.path.getsize(path))
-    position = block.start
+    number, num_bytes = block.first_line, block.end - block.start
     with open(path, "rb") as file:
-        file.seek(position)
-        for number, raw in enumerate(file, block.first_line):
-            if position >= block.end:
+        file.seek(block.start)
+        while num_bytes > 0:
+            raw_lines = file.readlines(min(num_bytes, 1 << 20))  # whole lines of about 1 MB
+            if not raw_lines:
                 return
-            position += len(raw)
+            num_bytes -= sum(map(len, raw_lines))
             try:
-                line = raw.decode("utf-8")
+                lines = list(map(bytes.decode, raw_lines))
             except UnicodeDecodeError:
-                raise ValueError(f"{path}:{number}: not UTF-8{how_to_convert(path)}") from None
-            yield number, line.removeprefix("\ufeff") if number == 1 else line
+                lines = list(_lines_before_error(raw_lines))
+            if number == 1 and lines:
+                lines[0] = lines[0].removeprefix("\ufeff")
+            yield from enumerate(lines, number)
+            number += len(lines)
+            if len(lines) < len(raw_lines):
+                raise ValueError(f"{path}:{number}: not UTF-8{how_to_convert(path)}")
+
+
+def _lines_before_error(raw_lines: list[bytes]) -> Iterator[str]:
+    with contextlib.suppress(UnicodeDecodeError):
+        yield from map(bytes.decode, raw_lines)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -155,18 +155,17 @@ class TextOfSpans:
 
     def __init__(self, text: str):
         self.text, self.words = text, split_words(text)
-        self.starts, self.ends = map(list, zip(*self.words)) if self.words else ([], [])
         self.from_utf16 = utf16_offsets(text) if not text.isascii() and ASTRAL.search(text) else None
 
     def words_inside(self, start: int, end: int) -> range:
         """The numbers of the words that a range covers or cuts."""
-        first = bisect.bisect_right(self.ends, start)
-        return range(first, bisect.bisect_left(self.starts, end, first))
+        first = bisect.bisect_right(self.words, start, key=operator.itemgetter(1))
+        return range(first, bisect.bisect_left(self.words, end, first, key=operator.itemgetter(0)))
 
     def whole_words(self, start: int, end: int) -> Range | None:
         """The range of the words that a range covers or cuts. None: there are none."""
         inside = self.words_inside(start, end)
-        return (self.starts[inside[0]], self.ends[inside[-1]]) if inside else None
+        return (self.words[inside[0]][0], self.words[inside[-1]][1]) if inside else None
 
     def cuts_a_word(self, start: int, end: int) -> bool:
         whole = self.whole_words(start, end)

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
 from util.lines import IOB_TAG, is_border, split_columns, text_lines
 
@@ -22,37 +23,31 @@ def table_rows(path: str, delimiter: str, quoted: bool) -> Iterator[tuple[int, l
     delimiter: " " splits as the columns of CoNLL do. Borders are empty lines, rows of empty cells and -DOCSTART-.
     Comments are skipped: rows of another number of cells that begin with "# ", or with # below a border.
     """
+    lines = map(itemgetter(1), text_lines(path))
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = None if delimiter == " " else csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     line, width, at_start = 1, 0, True
-    rows = _split_rows(path, delimiter, quoted)
     try:
-        for line, row in rows:
-            if is_border(row) or not any(map(str.strip, row)):
-                row = []
-            elif len(row) != width and row[0].startswith("#") and (at_start or row[0].startswith("# ")):
-                continue
-            width = width or len(row)  # of the header
-            if row and len(row) != width:
-                raise csv.Error(f"{len(row)} cells under {width} column names")
+        for row in reader or map(split_columns, lines):
+            if len(row) != width or row[0][:1] in _FIRST_OF_OTHERS:
+                if is_border(row) or not any(map(str.strip, row)):
+                    row = []
+                is_comment = bool(row) and len(row) != width and row[0].startswith("#")
+                if is_comment and (at_start or row[0].startswith("# ")):
+                    line += 1
+                    continue
+                width = width or len(row)  # of the header
+                if row and len(row) != width:
+                    raise csv.Error(f"{len(row)} cells under {width} column names")
             at_start = not row
             yield line, row
+            line = reader.line_num + 1 if reader else line + 1  # a quoted cell may extend over several lines
     except csv.Error as error:
         raise ValueError(f"{path}:{line}: {error}") from None
 
 
-def _split_rows(path: str, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
-    if delimiter == " ":
-        yield from ((number, split_columns(line)) for number, line in text_lines(path))
-        return
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    lines = (line for _, line in text_lines(path))
-    rows = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-    line = 1
-    try:
-        for row in rows:
-            yield line, row
-            line = rows.line_num + 1  # a quoted cell may extend over several lines
-    except csv.Error as error:
-        raise ValueError(f"{path}:{line}: {error}") from None
+# Characters with which a row may begin that holds no word: a blank, an empty cell, a comment, -DOCSTART-.
+_FIRST_OF_OTHERS = frozenset(("", " ", "\t", "\r", "#", "-", "D", "d"))
 
 
 def column_names(header: Sequence[str]) -> list[str]:
