@@ -165,7 +165,10 @@ def test_the_layout_tables_list_every_file_once():
     assert sorted(re.findall(r"`([a-z_]+\.py)`", tables)) == sorted(files)
 
 
-@pytest.mark.parametrize("page", ["README.md", "samples/README.md", "docs/gpu.md", *BENCHMARK_PAGES])
+PAGES = ["README.md", "samples/README.md", "docs/formats.md", "docs/gpu.md", *BENCHMARK_PAGES]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_a_page_names_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     names = re.findall(r"(?:util|tests|samples|docs|\.ci)/[\w./-]*\w", text)
