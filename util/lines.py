@@ -37,7 +37,7 @@ def text_lines(path: str, block: Block | None = None) -> Iterator[tuple[int, str
             except UnicodeDecodeError:
                 lines = list(_lines_before_error(raw_lines))
             if number == 1 and lines:
-                lines[0] = lines[0].removeprefix("\ufeff")
+                lines[0] = lines[0].lstrip("\ufeff")
             yield from enumerate(lines, number)
             number += len(lines)
             if len(lines) < len(raw_lines):
@@ -63,7 +63,7 @@ def check_encoding(path: str, beginning: bytes) -> None:
 
     English text in UTF-16 without a byte order mark is valid UTF-8: every other character is NUL.
     """
-    if _utf16_by_zeros(beginning):
+    if _utf16_by_zeros(beginning) or beginning.startswith(tuple(_ARCHIVES)):
         raise ValueError(f"{path}:1: not UTF-8{how_to_convert(path)}")
     if b"\r" in beginning and b"\n" not in beginning:
         name = shlex.quote(path)
@@ -86,25 +86,45 @@ def how_to_convert(path: str) -> str:
             return f", but compressed; unpack it: {command} {shlex.quote(path)}"
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if beginning.startswith(mark)), None)
     encoding = encoding.removesuffix("LE").removesuffix("BE") if encoding else _utf16_by_zeros(beginning)
-    if encoding is None:
-        encoding = _single_byte_encoding(path)
-    if encoding is None:
-        return "; convert it with iconv -f ENCODING -t UTF-8, with the encoding of the file, such as GB18030"
+    if encoding:
+        return _command(path, encoding)
+    with open(path, "rb") as file:
+        content = file.read(1 << 26)
+    # Lines that are UTF-8, and hold more than ASCII.
+    lines = content.split(b"\n")
+    num_utf8 = sum(not line.isascii() and _decodes(line, "utf-8") for line in lines)
+    num_others = sum(not _decodes(line, "utf-8") for line in lines)
+    if num_utf8 > num_others:
+        return f", but other lines are; fix this one ({num_others:,} such lines)"
+    return _other_encoding(path, content)
+
+
+def _decodes(content: bytes, encoding: str) -> bool:
+    try:
+        content.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _command(path: str, encoding: str) -> str:
     name = shlex.quote(path)
     return f", but probably {encoding}; convert it: iconv -f {encoding} -t UTF-8 {name} > {name}.utf8"
 
 
-def _single_byte_encoding(path: str) -> str | None:
-    """ISO-8859-1 or WINDOWS-1252, if most of the letters are ASCII, as in Western European languages."""
-    counts = np.zeros(256, int)
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            counts += np.bincount(np.frombuffer(piece, np.uint8), minlength=256)
-    control_characters = counts[:9].sum() + counts[14:27].sum()
-    high, ascii_letters = counts[0x80:].sum(), counts[65:91].sum() + counts[97:123].sum()
-    if control_characters or high > ascii_letters / 2:
-        return None
-    return "WINDOWS-1252" if counts[0x80:0xA0].any() else "ISO-8859-1"
+def _other_encoding(path: str, content: bytes) -> str:
+    """Western European, if most bytes above 127 are single letters within ASCII words; else several candidates."""
+    counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256)
+    if counts[:9].sum() + counts[14:27].sum():  # control characters
+        return ": no text; binary files are not read"
+    is_high = np.frombuffer(content, np.uint8) >= 0x80
+    in_runs = np.count_nonzero(is_high[1:] & is_high[:-1])
+    if 2 * in_runs <= counts[0x80:].sum():
+        return _command(path, "WINDOWS-1252" if counts[0x80:0xA0].any() else "ISO-8859-1")
+    # iconv's names of encodings without a common rule that tells them apart
+    names = [name for name in ("GB18030", "BIG5", "SHIFT_JIS", "EUC-KR", "WINDOWS-1251") if _decodes(content, name)]
+    name, options = shlex.quote(path), " or ".join(names) or "unknown"
+    return f"; convert it: iconv -f ENCODING -t UTF-8 {name} > {name}.utf8, where ENCODING is {options}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -144,7 +164,7 @@ class Layout(NamedTuple):
 
 
 # A tag with the position of its word in an entity: O, B-PER, b_per, PER-B, or B alone.
-IOB_TAG = re.compile(r"[Oo]|[BIESLUMW]|[BIESLUMWbieslumw][-_:./|]\S+|[A-Z]\S*[-_:./|][BIESLUMW]")
+IOB_TAG = re.compile(r"[Oo]|[BIESLUMW]|[BIESLUMWbieslumw][-_:./|]\S+|[^\W\d]\S*[-_:./|][BIESLUMW]")
 _KEY_AND_VALUE = re.compile(r"#+ +\S+ +=( |$)")  # "# sent_id = 2"
 # "#begin document", "# id 0a1b domain=en", "###DOC:1"
 _PROBABLY_COMMENT = re.compile(r"#+ ?((begin|end|new)? ?(document|doc|par)|id)\b|#+ ?[\w.-]+ ?[:=]|# .*\w=\S", re.I)
@@ -164,7 +184,7 @@ def is_comment(line: str, columns: list[str], layout: Layout, at_start: bool) ->
     has_shape = len(columns) == layout.width and ("\t" in line or not layout.has_tabs)
     if not has_shape:
         return at_start or line.startswith("# ")
-    if not at_start or ("\t" in line and not columns[0].startswith("# ")):
+    if not at_start or ("\t" in line and " " not in columns[0]):
         return False
     if _KEY_AND_VALUE.match(line):
         return True
@@ -185,6 +205,9 @@ def word_columns(line: str, columns: list[str], layout: Layout, at_start: bool) 
         return None
     if len(columns) == layout.width:
         return columns
+    # Only the last columns are empty.
+    if "\t" in line and len(columns) > 1 and line.rstrip("\r\n").count("\t") == layout.width - 1:
+        return columns + [""] * (layout.width - len(columns))
     # " O" is an empty word and its tag, if columns are separated by blanks.
     if len(columns) == layout.width - 1 and line.startswith(" ") and columns[-1] in layout.values:
         return ["", *columns]
@@ -196,7 +219,7 @@ def word_columns(line: str, columns: list[str], layout: Layout, at_start: bool) 
 def detect_layout(path: str) -> Layout:
     """The layout of a column file, from its first lines."""
     words, possible_comments, at_start = [], [], True
-    for line in beginning_of(path, 5000):
+    for line in beginning_of(path, 2000):
         columns = split_columns(line)
         if is_border(columns):
             at_start = True
@@ -217,11 +240,12 @@ def detect_layout(path: str) -> Layout:
 
 
 def beginning_of(path: str, size: int = 1000) -> list[str]:
-    """The first lines, up to one that is not UTF-8."""
+    """The first lines, up to one that is not UTF-8. size: how many of them are neither empty nor comments."""
     found: list[str] = []
     with contextlib.suppress(ValueError):  # reading the file raises it again
         for _, line in text_lines(path):
             found.append(line)
-            if len(found) == size:
+            size -= not line.startswith(("#", "\n", "\r"))
+            if size == 0:
                 break
     return found
