@@ -37,7 +37,7 @@ from util import arguments, data_report, sources, tag_schemes
 from util.annotations import Columns
 from util.arguments import add_switch
 from util.code_digest import code_digest
-from util.corpus_scan import TagStatistics, map_in_parts, tag_statistics, window_statistics
+from util.corpus_scan import TagStatistics, map_in_parts, refuse_stray_tags, tag_statistics, window_statistics
 from util.distributed import exit_on_error, quiet
 from util.sources import Source
 from util.split import Split, fields_of_tags
@@ -369,6 +369,8 @@ def load_splits(args: argparse.Namespace, tokenizer) -> dict[str, Split]:
         tags = {split: tag_statistics(sentences, source.name) for split, (source, sentences) in found.items()}
         for split, (source, _) in found.items():
             sources.check_same_label_names(source.name, names, None, tags[split].counts)
+        if not args.tag_scheme:
+            refuse_stray_tags(found, tags)
         label_list = tag_schemes.make_label_list(set().union(*(t.counts for t in tags.values())), names)
         scheme = tag_schemes.corpus_scheme([t.evidence for t in tags.values()], label_list, args.tag_scheme)
         splits = {}

@@ -58,8 +58,8 @@ EXPECTED = {
     ),
     "kaggle.csv": ("CSV, 4 columns: Sentence #, Word, POS, Tag", ["Anna/B-per sang/O", "Oslo/B-geo"]),
     "kaggle.csv --task_name pos": ("CSV, 4 columns: Sentence #, Word, POS, Tag", ["Anna/NNP sang/VBD", "Oslo/NNP"]),
-    "ner.csv": ("CSV, 6 columns: 1, sentence_idx, 3, word, tag, 6", ["Anna/B-PER sang/O"]),
-    "pandas.csv": ("CSV, 3 columns: 1, tokens, tags", ["Anna/B-PER sang/O", "It/O didn't/O rain/O"]),
+    "ner.csv": ("CSV, 6 columns: (1), sentence_idx, (3), word, tag, (6)", ["Anna/B-PER sang/O"]),
+    "pandas.csv": ("CSV, 3 columns: (1), tokens, tags", ["Anna/B-PER sang/O", "It/O didn't/O rain/O"]),
     "train.jsonl": ("JSON Lines; words 'tokens', tags 'ner_tags'", ["Anna/B-PER sang/O"]),
     "array.json --text_column_name form --label_column_name ne": (
         "JSON array; words 'form', tags 'ne'",

@@ -102,7 +102,7 @@ REFUSED = {  # name -> (file name, content, parts of the error, flags)
     "numbered words, five columns": ("a.iob2", "# sent_id = 2\n" + FIVE, ["a.iob2:2: the words are numbers ('1', '2')", "--text_column_name 2 --label_column_name 3"], {}),
     "numbers and tags": ("a.conll", "1 O\n2 B-PER\n\n1 O\n", ["the words are numbers"], {}),
     "tags first": ("a.conll", "B-PER\tanna\n", ["the words look like tags ('B-PER')", "--text_column_name 2 --label_column_name 1"], {}),
-    "annotation ids": ("a.ann", "T1\tPER 0 4\tAnna\n", ["the words are ids ('T1')", "brat", "anntoconll.py"], {}),
+    "annotation ids": ("a.ann", "T1\tPER 0 4\tAnna\n", ["the words are ids ('T1')", "brat", "docs/formats.md"], {}),
     "ids of words": ("a.conll", "doc1-1\tAnna\tB-PER\ndoc1-2\tsang\tO\n", ["the words are ids", "--text_column_name 2 --label_column_name 3"], {}),
     "as many tags as words": ("a.conll", "".join(f"w{c}\tO\tlemma{c}\n" for c in "abcdefghijkl"), ["12 tags for 12 different words", "--label_column_name"], {}),
     "offsets as tags": ("a.conll", "".join(f"w{c} B-PER {i}\n" for i, c in enumerate("abcdefghijkl")), ["no tags such as B-PER", "--text_column_name 1 --label_column_name 2"], {}),
@@ -190,11 +190,11 @@ def test_the_first_line_of_data_py_tells_how_a_file_was_read(tmp_path):
 
 DESCRIPTIONS = {
     "headerless csv": "CSV without a header, 2 columns: tokens, tags",
-    "kaggle": "CSV, 4 columns: Sentence #, Word, POS, Tag",
+    "kaggle": "CSV, 4 columns: Sentence #, Word, POS, Tag; words 'Word', tags 'Tag'",
     "HIPE": "TSV, 3 columns: TOKEN, NE-COARSE, MISC; words 'TOKEN', tags 'NE-COARSE'",
     "ATIS": "a sentence a line, 2 columns: tokens, tags",
     "an attribute of MISC": "CoNLL-U; words 'tokens', tags 'name'",
-    "comments of as many pieces": "CoNLL, 5 columns: tokens, pos_tags, chunk_tags, 4, tags; words 'pos_tags', tags 'chunk_tags'",
+    "comments of as many pieces": "CoNLL, 5 columns: tokens, pos_tags, chunk_tags, 4, tags; words: column 2, tags: column 3",
 }
 
 

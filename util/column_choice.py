@@ -6,7 +6,8 @@ import itertools
 import re
 
 from util.annotations import Columns, describe_record, label_columns, text_columns
-from util.file_facts import file_facts
+from util.columns import pick_columns
+from util.file_facts import file_facts, has_no_spans
 from util.formats import (
     CONLLU_COLUMNS,
     Reader,
@@ -29,27 +30,30 @@ def first_records(reader: Reader, size: int) -> list[tuple[list[int], dict]]:
     return found
 
 
-def choose_columns(name: str, reader: Reader, columns: Columns) -> tuple[Reader, Columns, list[str]]:
+def choose_columns(
+    name: str, reader: Reader, columns: Columns, preferred: str | None = None
+) -> tuple[Reader, Columns, list[str]]:
     """Replaces the flags by the names of columns, and checks the first sentences. Returns notes for the log, too.
 
-    name: of the source, for messages. Raises ValueError if the columns have an unknown meaning, or look wrong.
+    name: of the source, for messages. preferred: the column of tags that another split of the corpus has.
+    Raises ValueError if the columns have an unknown meaning, or look wrong.
     """
     notes: list[str] = []
     chosen = columns
     if reader.function is read_conllu:
         reader, chosen = _choose_conllu(reader, columns)
-    has_values = reader.function not in (read_conll, read_conllu)  # which may be texts and their spans
-    entries = first_records(reader, 1000 if has_values else SAMPLE_SIZE)
+    entries = first_records(reader, SAMPLE_SIZE)
     if not entries:
         return reader, chosen, notes
-    if has_values:
-        chosen = file_facts(reader.read() if _may_have_astral(reader) else entries, columns, name)
+    if reader.function not in (read_conll, read_conllu) and not all(has_no_spans(r, columns) for _, r in entries):
+        records = reader.read() if _may_have_astral(reader) else first_records(reader, 1000)
+        chosen = file_facts(records, columns, name)
     lines, first = entries[0]
-    records = [record for _, record in entries[:SAMPLE_SIZE]]
+    records = [record for _, record in entries]
     has_names = reader.function is not read_conll and not reader.options.get("names")
     try:
         if reader.function is read_csv and has_names and not columns.labels:
-            chosen, notes = _choose_by_content(records, chosen)
+            chosen = _choose_by_content(records, chosen, preferred)
         if not has_names and columns.task != "ner" and len(first) >= 5 and not columns.labels:
             raise ValueError(
                 f"--task_name {columns.task}: the columns have no names; choose one with --label_column_name: "
@@ -59,7 +63,7 @@ def choose_columns(name: str, reader: Reader, columns: Columns) -> tuple[Reader,
     except ValueError as error:
         position = f"{name}:{lines[0]}" if lines else f"{name}: row 1"
         raise ValueError(f"{position}: {error}") from None
-    return _describe(reader, chosen, records), chosen, notes
+    return _describe(reader, chosen, columns, records), chosen, notes
 
 
 def _may_have_astral(reader: Reader) -> bool:
@@ -75,16 +79,20 @@ def _may_have_astral(reader: Reader) -> bool:
     return False
 
 
-def _describe(reader: Reader, columns: Columns, records: list[dict]) -> Reader:
+def _describe(reader: Reader, chosen: Columns, named: Columns, records: list[dict]) -> Reader:
     """With how the records are read, where the names of the columns do not tell it."""
-    if ":" in reader.description and not (columns.text or columns.labels):
+    description = reader.description
+    if reader.function is read_conll:
+        if named.text or named.labels or named.task != "ner":
+            names = list(records[0])
+            text, label = (names.index(name) + 1 for name in pick_columns(tuple(names), chosen))
+            description += f"; words: column {text}, tags: column {label}"
+        return dataclasses.replace(reader, description=description)
+    if reader.options.get("names") and not (named.text or named.labels):
         return reader
     for record in records:
-        try:
-            description = f"{reader.description}; {describe_record(record, columns)}"
-            return dataclasses.replace(reader, description=description)
-        except ValueError:
-            continue
+        with contextlib.suppress(ValueError):
+            return dataclasses.replace(reader, description=f"{description}; {describe_record(record, chosen)}")
     return reader
 
 
@@ -94,26 +102,47 @@ def _choose_conllu(reader: Reader, columns: Columns) -> tuple[Reader, Columns]:
     text, labels = (numbers.get(name or "", name) for name in (columns.text, columns.labels))
     if text and text.lower() == "form":
         text = "tokens"
+    if not labels and columns.task == "ner":
+        _refuse_without_entities(reader)
     if labels and labels.lower() not in CONLLU_COLUMNS:
-        rows = (record["misc"] for _, record in first_records(reader, SAMPLE_SIZE))
-        if any(labels in misc_attributes(value) for row in rows for value in row):
+        if _has_attribute(reader.source, labels):
             reader = dataclasses.replace(reader, options={"misc": labels})
+        else:
+            found = {name for _, record in first_records(reader, 200) for text in record["misc"]
+                     for name in misc_attributes(text)}  # fmt: skip
+            attributes = f", nor in MISC, which has {', '.join(sorted(found))}" if found else ""
+            raise ValueError(f"{reader.source}: no column {labels!r} among {', '.join(CONLLU_COLUMNS)}{attributes}")
     return reader, dataclasses.replace(columns, text=text, labels=labels)
 
 
-def _choose_by_content(records: list[dict], columns: Columns) -> tuple[Columns, list[str]]:
+def _refuse_without_entities(reader: Reader) -> None:
+    """Raises ValueError if MISC has tags of entities, since no column is named after them."""
+    for lines, record in first_records(reader, SAMPLE_SIZE):
+        for line, text in zip(lines, record["misc"]):
+            for name, value in misc_attributes(text).items():
+                if kind([value]) == "tags":
+                    advice = f"MISC has {name}={value}: pass --label_column_name {name}"
+                    raise ValueError(f"{reader.source}:{line}: no column 'ner_tags' or 'tags'; {advice}")
+
+
+def _has_attribute(path: str, name: str) -> bool:
+    pattern = re.compile(rb"[\t|]" + re.escape(name.encode()) + rb"=[^\t\n]*$", re.MULTILINE)
+    with open(path, "rb") as file:
+        return any(name.encode() in line and pattern.search(line.rstrip()) for line in file)
+
+
+def _choose_by_content(records: list[dict], columns: Columns, preferred: str | None) -> Columns:
     """Of a table whose header names no column of tags: the first one that holds tags such as B-PER."""
     names = {name.lower() for name in records[0]}
     if any(name.lower() in names for name in label_columns(columns)) or columns.task != "ner":
-        return columns, []
+        return columns
     if not any(name.lower() in names for name in text_columns(columns)):
-        return columns, []
+        return columns
+    if preferred in records[0]:
+        return dataclasses.replace(columns, labels=preferred)
     values = {
         name: [value for record in records for value in record[name] if isinstance(record[name], list)]
         for name in records[0]
     }
     found = [name for name in values if values[name] and kind(values[name]) == "tags"]
-    if not found:
-        return columns, []
-    others = f", but {', '.join(found[1:])} could be; --label_column_name chooses" if found[1:] else ""
-    return dataclasses.replace(columns, labels=found[0]), [f"column {found[0]!r} is read as tags{others}"]
+    return dataclasses.replace(columns, labels=found[0]) if found else columns

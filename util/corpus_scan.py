@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from util.annotations import source_position
 from util.code_digest import code_digest
 from util.sources import cached
 from util.tag_schemes import NUM_EXAMPLES, SchemeEvidence, scheme_evidence
+from util.tag_spelling import may_have_prefix
 from util.workers import forks_exit_with_this_process
 
 MULTIPROCESS_ABOVE = 100_000  # rows; fewer are mapped in one process
@@ -141,6 +143,34 @@ def _count_notes(table: pa.Table, first_row: int, source_name: str) -> dict[str,
             count, examples = notes.get(what, (0, []))
             notes[what] = (count + 1, (examples + [f"{position} {example}"])[:NUM_EXAMPLES])
     return notes
+
+
+def refuse_stray_tags(found: dict, statistics: dict[str, TagStatistics]) -> None:
+    """Raises ValueError, with the position of the first, for a few tags without prefix where nearly all have one.
+
+    They would make all tags plain, which are not scored as entities.
+    found: split -> (its source, its sentences). statistics: of the splits.
+    """
+    counts: Counter[str] = Counter()
+    for of_split in statistics.values():
+        counts.update(of_split.counts)
+    outside = "o" if counts["o"] > counts["O"] else "O"
+    stray = [tag for tag in counts if tag != outside and (tag in "oO" or not may_have_prefix(tag))]
+    num_stray = sum(counts[tag] for tag in stray)
+    num_prefixed = sum(counts[tag] for tag in counts.keys() - {*stray, outside})
+    if num_stray == 0 or 20 * num_stray > num_prefixed:
+        return
+    split = next(split for split in found if any(tag in statistics[split].counts for tag in stray))
+    source, sentences = found[split]
+    is_stray = pc.is_in(pc.list_flatten(column(sentences, "tags")), value_set=pa.array(stray))
+    word = pc.index(is_stray, True).as_py()
+    ends = np.cumsum(pc.list_value_length(column(sentences, "tags")).to_numpy())
+    row = int(np.searchsorted(ends, word, side="right"))
+    sentence = sentences[row]
+    index = word - int(ends[row]) + len(sentence["tags"])
+    position, tag = source_position(source.name, sentence["lines"], row, index), sentence["tags"][index]
+    others = f"{num_prefixed:,} tags have; {num_stray:,} have none"
+    raise ValueError(f"{position}: tag {tag!r} has no prefix, as {others}; correct them, or pass --tag_scheme plain")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

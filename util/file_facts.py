@@ -38,11 +38,12 @@ def file_facts(records: Iterable[Record], columns: Columns, source_name: str, fi
             spans.add(record, replace(columns, regions=regions) if regions else columns, position)
         elif regions:
             break
-        of_words += of_words == number and _has_no_spans(record, columns)
+        of_words += of_words == number and has_no_spans(record, columns)
     return replace(columns, regions=regions, span_offsets=columns.span_offsets or spans.majority())
 
 
-def _has_no_spans(record: dict, columns: Columns) -> bool:
+def has_no_spans(record: dict, columns: Columns) -> bool:
+    """Whether a record has words and tags. False for a record that cannot be understood."""
     try:
         return find_annotations(record, columns).kind not in ("spans", "left out")
     except ValueError:

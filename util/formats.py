@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from util.annotations import as_record
 from util.lines import Block, Layout, detect_layout, is_border, split_columns, text_lines, word_columns
-from util.tables import SENTENCE_ID, column_names, table_rows
+from util.tables import DOCUMENT_ID, SENTENCE_ID, column_names, table_rows
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ def sentence_lines(path: str, block: Block | None = None) -> Iterator[list[tuple
     for number, line in text_lines(path, block):
         columns = split_columns(line)
         if not is_border(columns):
+            if len(columns) == 9 and line.rstrip("\r\n").count("\t") == 9:
+                columns.append("")  # an empty MISC
             sentence.append((number, columns))
         elif sentence:
             yield sentence
@@ -185,22 +187,22 @@ def read_json_array(path: str, block: Block | None):
 
 def read_csv(
     path: str, block: Block | None, delimiter: str, names: list[str] | None = None, quoted: bool | None = None,
-    word_per_row: bool | None = None,
+    word_per_row: bool | None = None, width: int = 0, skip_blanks: bool = False,
 ):  # fmt: skip
     """A table: one sentence a row (words and tags separated by blanks, or lists), or one word a row.
 
     With one word a row, a sentence ends at an empty line, at a row of empty cells, at "EndOfSentence" in a column
-    "misc", or at a new value in the column of sentence ids. An empty id repeats the id above.
+    "misc", at another header, or at a new value in the column of sentence ids. An empty id repeats the id above.
 
     names: of the columns, if the file has no header. quoted: whether cells may be quoted (not in TSV).
-    word_per_row: if it is not known from the names.
+    word_per_row: if it is not known from the names. width, skip_blanks: see table_rows.
     """
-    has_header = names is None
-    rows = table_rows(path, delimiter, delimiter != "\t" if quoted is None else quoted)
-    if names is None:
-        names = column_names(next((row for _, row in rows if row), []))
+    rows = table_rows(path, delimiter, delimiter != "\t" if quoted is None else quoted, width, skip_blanks)
+    header = [] if names else next((row for _, row in rows if row), [])
+    names = names or column_names(header)
     lower = [name.lower() for name in names]
     id_column = next((i for i, name in enumerate(lower) if name in SENTENCE_ID), None)
+    document_column = next((i for i, name in enumerate(lower) if name in DOCUMENT_ID), None)
     misc_column = lower.index("misc") if "misc" in lower else None
     if word_per_row is None:
         word_per_row = id_column is not None or "word" in lower or "token" in lower
@@ -209,6 +211,10 @@ def read_csv(
     last_id, num_borders, ended = "", 0, False
     for line, row in rows:
         row_id = row[id_column] if id_column is not None and row else ""
+        if row_id and document_column is not None:
+            row_id += f" {row[document_column]}"
+        if row == header:
+            row = []
         if not row or ended or not word_per_row or (row_id != last_id and row_id):
             num_borders += 1
             if cells:
@@ -221,7 +227,7 @@ def read_csv(
             cells.append(row)
     if cells:
         yield lines, _csv_sentence(names, cells, word_per_row)
-    if word_per_row and num_borders == 0 and has_header and not ended:
+    if word_per_row and num_borders == 0 and header and not ended:
         missing = "neither a column sentence_id nor an empty line ends a sentence"
         raise ValueError(f"{path}: one word a row, but {missing}")
 

@@ -113,18 +113,28 @@ def _command(path: str, encoding: str) -> str:
 
 
 def _other_encoding(path: str, content: bytes) -> str:
-    """Western European, if most bytes above 127 are single letters within ASCII words; else several candidates."""
+    """The encoding of Western European text, or several candidates for other text."""
     counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256)
     if counts[:9].sum() + counts[14:27].sum():  # control characters
         return ": no text; binary files are not read"
+    candidates = [name for name in ("GB18030", "BIG5", "SHIFT_JIS", "EUC-KR") if _is_east_asian(content, name)]
     is_high = np.frombuffer(content, np.uint8) >= 0x80
     in_runs = np.count_nonzero(is_high[1:] & is_high[:-1])
-    if 2 * in_runs <= counts[0x80:].sum():
+    if not candidates and 2 * in_runs <= counts[0x80:].sum():  # single letters within ASCII words
         return _command(path, "WINDOWS-1252" if counts[0x80:0xA0].any() else "ISO-8859-1")
-    # iconv's names of encodings without a common rule that tells them apart
-    names = [name for name in ("GB18030", "BIG5", "SHIFT_JIS", "EUC-KR", "WINDOWS-1251") if _decodes(content, name)]
-    name, options = shlex.quote(path), " or ".join(names) or "unknown"
-    return f"; convert it: iconv -f ENCODING -t UTF-8 {name} > {name}.utf8, where ENCODING is {options}"
+    name, options = shlex.quote(path), " or ".join(candidates or ["WINDOWS-1251", "KOI8-R"])
+    return f"; convert it: iconv -f ENCODING -t UTF-8 {name} > {name}.utf8, where ENCODING may be {options}"
+
+
+def _is_east_asian(content: bytes, encoding: str) -> bool:
+    """Whether bytes are text in this encoding. Most characters of Western text would stand beside ASCII letters."""
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    num_others = sum(not character.isascii() for character in text)
+    beside_letters = len(re.findall(r"[A-Za-z][^\x00-\x7f]|[^\x00-\x7f][A-Za-z]", text))
+    return 2 * beside_letters < num_others
 
 
 # --------------------------------------------------------------------------------------------------
@@ -167,7 +177,7 @@ class Layout(NamedTuple):
 IOB_TAG = re.compile(r"[Oo]|[BIESLUMW]|[BIESLUMWbieslumw][-_:./|]\S+|[^\W\d]\S*[-_:./|][BIESLUMW]")
 _KEY_AND_VALUE = re.compile(r"#+ +\S+ +=( |$)")  # "# sent_id = 2"
 # "#begin document", "# id 0a1b domain=en", "###DOC:1"
-_PROBABLY_COMMENT = re.compile(r"#+ ?((begin|end|new)? ?(document|doc|par)|id)\b|#+ ?[\w.-]+ ?[:=]|# .*\w=\S", re.I)
+PROBABLY_COMMENT = re.compile(r"#+ ?((begin|end|new)? ?(document|doc|par)|id)\b|#+ ?[\w.-]+ ?[:=]|# .*\w=\S", re.I)
 
 
 def is_comment(line: str, columns: list[str], layout: Layout, at_start: bool) -> bool:
@@ -190,7 +200,7 @@ def is_comment(line: str, columns: list[str], layout: Layout, at_start: bool) ->
         return True
     if any(value in layout.values or IOB_TAG.fullmatch(value) for value in columns[1:]):
         return False
-    if _PROBABLY_COMMENT.match(line):
+    if PROBABLY_COMMENT.match(line):
         return True
     shown = line.strip(BLANKS)
     raise ValueError(f"{shown!r} may be a comment or a word; separate columns with tabs, or remove the line")

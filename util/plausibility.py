@@ -5,6 +5,7 @@ sentences of a file show columns that hold something else: numbers of words, ann
 """
 
 import re
+from collections.abc import Iterable
 
 from util.annotations import Columns, label_columns, pick_column, text_columns, words_and_tags
 from util.lines import IOB_TAG
@@ -12,13 +13,13 @@ from util.lines import IOB_TAG
 SAMPLE_SIZE = 200  # sentences
 _NUMBER = re.compile(r"[-+]?\d+([.,:/-]\d+)*%?")
 _ID = re.compile(r"[A-Za-z_#*-]{0,12}\d+([-_.:/][A-Za-z]*\d+)*")  # T1, E12, doc1_s2, 3-1
-_PREFIXED_TAG = re.compile(r"[BIESLUMW][-_:]\S+")
-_BRAT_SPAN = re.compile(r"\S+ \d+ \d+(;\d+ \d+)*")  # PER 0 4
+_CHUNKS = {"NP", "VP", "PP", "ADVP", "ADJP", "SBAR", "PRT", "CONJP", "INTJ", "LST", "UCP"}
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*:(?=.)")
 
 
-def kind(values: list[str]) -> str:
+def kind(values: Iterable[str]) -> str:
     """What the values of a column look like: blank, outside (O or _ only), tags (B-PER, O), numbers, ids or text."""
+    values = set(values)
     if not any(map(str.strip, values)):
         return "blank"
     if all(value in ("O", "o", "_", "-", "") for value in values):
@@ -31,9 +32,17 @@ def kind(values: list[str]) -> str:
 
 
 def looks_like_words(values: list[str]) -> bool:
-    """Whether most values have letters that are not ASCII capitals, as tags of parts of speech (NNP) have."""
+    """Whether most values have letters that are not ASCII capitals, as tags of parts of speech (NNP) have, or vary."""
+    if kind(values) != "text":
+        return False
     with_letters = [value for value in values if any(c.isalpha() and not "A" <= c <= "Z" for c in value)]
-    return kind(values) == "text" and 2 * len(with_letters) >= len(values)
+    varied = len(values) > 2 and 2 * len(set(values)) > len(values) and any(map(str.isalpha, values))
+    return 2 * len(with_letters) >= len(values) or varied
+
+
+def is_chunks(values: list[str]) -> bool:
+    """Whether the tags are those of chunks (B-NP), as in CoNLL-2000 and in the third column of CoNLL-2003."""
+    return {value[2:] for value in values} - {""} <= _CHUNKS and kind(values) == "tags"
 
 
 class Sample:
@@ -51,6 +60,8 @@ class Sample:
                 annotated = words_and_tags(record, columns)
             except (ValueError, TypeError, KeyError):
                 continue  # reading the file raises it again, with its position
+            if not all(isinstance(word, str) for word in annotated.words):
+                continue
             if annotated.words:
                 self.sentences.append([str(word) for word in annotated.words])
                 self.tags += [str(tag) for tag in annotated.tags]
@@ -76,25 +87,48 @@ def check_plausible(records: list[dict], columns: Columns, has_names: bool, name
         reason = _implausible_words(sample)
     if not reason and not named.labels:
         reason = _implausible_tags(sample, columns, has_names)
+    if _are_brackets(sample.tags) or (reason and any(map(_are_brackets, sample.columns.values()))):
+        raise ValueError("the tags are brackets, as in CoNLL-2012 (OntoNotes); convert them to B-PER, I-PER and O")
     if reason:
         raise ValueError(f"{reason}; {_advice(sample, has_names)}")
     return _notes(sample, named, has_names)
 
 
 def _implausible_words(sample: Sample) -> str | None:
-    words, shown = sample.words, ", ".join(map(repr, sample.words[:3]))
-    what, tags_look_like_words = kind(words), kind(sample.tags) in ("text", "ids")
+    words, shown = sample.words, ", ".join(map(repr, dict.fromkeys(sample.words[:3])))
+    what = kind(words)
     has_other_words = any(looks_like_words(values) for values in sample.others.values())
-    if what == "blank":
-        return "all words are blank"
-    if all(word == "O" or _PREFIXED_TAG.fullmatch(word) for word in words) and tags_look_like_words:
-        return f"the words look like tags ({shown})" if what == "tags" else None
+    num_blank = sum(not word.strip() for word in words)
+    if what == "blank" or (3 * num_blank >= len(words) and has_other_words):
+        return f"{num_blank} of {len(words)} words are blank"
+    if _look_like_tags(sample):
+        return f"the words look like tags ({shown})"
     if what == "numbers" and (has_other_words or _are_ascending(sample.sentences)):
         return f"the words are numbers ({shown})"
-    has_brat_spans = any(_BRAT_SPAN.fullmatch(values[0]) for values in sample.others.values())
-    if what == "ids" and (has_other_words or has_brat_spans):
+    if what == "ids" and has_other_words:
         return f"the words are ids ({shown})"
+    same = [len(set(sentence) - {""}) <= 1 for sentence in sample.sentences]
+    if all(same) and max(map(len, sample.sentences)) > 1 and has_other_words:
+        return f"the words of a sentence are all the same ({shown})"
     return None
+
+
+def _look_like_tags(sample: Sample) -> bool:
+    """Whether words and tags are exchanged, as in "B-PER Anna" or "NNP Anna"."""
+    words, tags = sample.words, sample.tags
+    if kind(tags) not in ("text", "ids") or len(set(words)) > len(set(tags)):
+        return False
+    if kind(words) in ("tags", "outside"):
+        return any(len(word) > 1 for word in words) or len(words) > 1
+    # Tags of parts of speech have capitals only. Words that recur have other letters.
+    have_lower = any(map(str.islower, "".join(words)))
+    tags_have_lower = all(any(c.isalpha() and not "A" <= c <= "Z" for c in tag) for tag in tags if tag.isalpha())
+    return (
+        not have_lower
+        and "".join(words).isascii()
+        and len(set(words)) < len(set(tags))
+        and (tags_have_lower and any(map(str.isalpha, tags)))
+    )
 
 
 def _are_ascending(sentences: list[list[str]]) -> bool:
@@ -111,9 +145,15 @@ def _are_ascending(sentences: list[list[str]]) -> bool:
 def _implausible_tags(sample: Sample, columns: Columns, has_names: bool) -> str | None:
     tags, shown = sample.tags, ", ".join(map(repr, dict.fromkeys(sample.tags[:3])))
     what = kind(tags)
-    has_other_tags = any(kind(values) == "tags" for values in sample.others.values())
-    if not has_names and columns.task == "ner" and has_other_tags and what != "tags" and "O" not in tags:
+    others = [values for values in sample.others.values() if kind(values) == "tags" and not is_chunks(values)]
+    if not has_names and columns.task == "ner" and others and what == "outside":
         return f"the last column has no tags such as B-PER ({shown}), but another column has"
+    if not has_names and columns.task == "ner" and what != "tags":
+        others = [values for values in sample.others.values() if kind(values) == "tags"]
+        if others and "O" not in tags:
+            return f"the last column has no tags such as B-PER ({shown}), but another column has"
+    if set(tags) <= {"_", "-", ""}:
+        return f"every tag is {tags[0]!r}: the file has no tags"
     if what == "tags":
         return None
     num_tags, num_words = len(set(tags)), len(set(sample.words))
@@ -123,41 +163,48 @@ def _implausible_tags(sample: Sample, columns: Columns, has_names: bool) -> str 
     like_words = what in ("numbers", "ids") or looks_like_words(tags)
     is_varied = 20 * num_words >= len(sample.words)  # as text is, in the first sentences
     if num_tags >= 8 and num_tags >= 0.8 * num_words and is_varied and like_words:
-        return (
-            f"{num_tags} tags for {num_words} different words in the first {len(sample.sentences)} sentences ({shown})"
-        )
+        return f"{num_tags} tags for {num_words} different words in {len(sample.sentences)} sentences ({shown})"
     return None
+
+
+def _are_brackets(values: list[str]) -> bool:
+    """Whether tags are such as (PER* and *)."""
+    return "*" in values and any(value.startswith("(") for value in values)
 
 
 def _advice(sample: Sample, has_names: bool) -> str:
     """The flags that would read the file, if its columns show them."""
-    if any(_BRAT_SPAN.fullmatch(values[0]) for values in sample.columns.values()):
-        return "convert annotations of brat to CoNLL with its tools/anntoconll.py"
     numbers = {name: name if has_names else str(i) for i, name in enumerate(sample.columns, 1)}
-    text = next((name for name, values in sample.columns.items() if looks_like_words(values)), None)
+    texts = [name for name, values in sample.columns.items() if looks_like_words(values)]
+    text = max(texts, key=lambda name: len(set(sample.columns[name])), default=None)
     label = next((name for name, values in sample.columns.items() if kind(values) == "tags"), None)
+    if text and not label and len(sample.columns) == 2:
+        label = next(name for name in sample.columns if name != text)
     if text and label:
         flags = f"--text_column_name {numbers[text]} --label_column_name {numbers[label]}"
-        word, tag = sample.columns[text][0], next(tag for tag in sample.columns[label] if kind([tag]) == "tags")
+        word, tag = next(filter(str.strip, sample.columns[text])), _first_tag(sample.columns[label])
         return f"pass {flags} to read words such as {word!r} and tags such as {tag!r}"
     values = ", ".join(f"{numbers[name]} {values[0]!r}" for name, values in sample.columns.items())
     flags = "--text_column_name and --label_column_name"
     return f"name the columns with {flags}: {values}" if values else f"name the columns with {flags}"
 
 
-def _notes(sample: Sample, columns: Columns, has_names: bool) -> list[str]:
+def _first_tag(values: list[str]) -> str:
+    return next((value for value in values if kind([value]) == "tags"), values[0])
+
+
+def _notes(sample: Sample, named: Columns, has_names: bool) -> list[str]:
     notes = []
-    languages = {match.group() for match in map(_LANGUAGE.match, sample.words) if match}
-    if len(languages) == 1 and len(sample.words) > 1 and all(map(_LANGUAGE.match, sample.words)):
-        (prefix,) = languages
-        notes.append(f"every word begins with {prefix!r}, as in WikiANN's raw files; sed 's/^{prefix}//' removes it")
-    is_conll2003 = list(sample.columns) == ["tokens", "pos_tags", "chunk_tags", "tags"]
-    others = [
-        f"column {list(sample.columns).index(name) + 1} ({next(v for v in values if v != 'O')})"
-        for name, values in sample.others.items()
-        if kind(values) == "tags" and not (is_conll2003 and name == "chunk_tags")
-    ]
-    if others and not has_names and not columns.labels and columns.task == "ner":
-        used = list(sample.columns).index(sample.label_name) + 1
-        notes.append(f"column {used} is read as tags, but {' and '.join(others)} could be; --label_column_name chooses")
+    matches = [match.group() for match in map(_LANGUAGE.match, sample.words) if match]
+    if len(sample.words) > 1 and len(matches) >= 0.9 * len(sample.words) and len(set(matches)) == 1:
+        command = f"; sed 's/^{matches[0]}//' removes it" if not has_names else ""
+        number = "every word" if len(matches) == len(sample.words) else "most words"
+        verb = "begins" if len(matches) == len(sample.words) else "begin"
+        notes.append(f"{number} {verb} with {matches[0]!r}, as in WikiANN's raw files{command}")
+    others = [name for name, values in sample.others.items() if kind(values) == "tags" and not is_chunks(values)]
+    if others and not named.labels and named.task == "ner":
+        names = list(sample.columns)
+        shown = [name if has_names else f"column {names.index(name) + 1}" for name in (sample.label_name, *others)]
+        shown[1:] = [f"{text} ({_first_tag(sample.others[name])})" for text, name in zip(shown[1:], others)]
+        notes.append(f"{shown[0]} is read as tags, but {' and '.join(shown[1:])} could be; --label_column_name chooses")
     return notes

@@ -40,8 +40,8 @@ class Source:
     blocks: list[Block]
     features: Features | None  # of its columns, where the format has types
     digest: str  # of its content; names the cache
-    columns: Columns | None = None  # by their names in this source
-    read_as: str = ""  # "CoNLL, 2 columns: tokens, tags"
+    columns: Columns  # by their names in this source
+    read_as: str  # "CoNLL, 2 columns: tokens, tags"
     notes: list[str] = field(default_factory=list)  # for the log
 
 
@@ -57,7 +57,11 @@ def open_sources(
         if not any(files.values()):
             samples = Path(__file__).parent.parent / "samples"
             files = {split: os.path.relpath(samples / f"{split}.conll") for split in SPLITS}
-        sources = {split: open_file(path, columns) for split, path in files.items() if path}
+        sources, preferred = {}, None
+        for split, path in files.items():
+            if path:
+                sources[split] = open_file(path, columns, preferred)
+                preferred = preferred or sources[split].columns.labels
     if "train" not in sources:
         raise ValueError(f"nothing to train on: {dataset_name or '--train_file is missing'}")
     return sources
@@ -69,15 +73,19 @@ def _open_dataset(name: str, config: str | None, columns: Columns) -> dict[str, 
         split = {"dev": "validation", "valid": "validation"}.get(split, split)
         if split in SPLITS:
             blocks = row_blocks(len(dataset))
-            reader, digest = Reader(read_dataset, dataset), dataset._fingerprint
+            reader, digest = Reader(read_dataset, dataset, description="dataset"), dataset._fingerprint
             full_name = f"{name} ({split})"
-            notes = choose_columns(full_name, reader, columns)[2]
-            sources[split] = Source(full_name, reader, blocks, dataset.features, digest, columns, "dataset", notes)
+            reader, chosen, notes = choose_columns(full_name, reader, columns)
+            features, read_as = dataset.features, reader.description
+            sources[split] = Source(full_name, reader, blocks, features, digest, chosen, read_as, notes)
     return sources
 
 
-def open_file(path: str, columns: Columns) -> Source:
-    """Recognises the format of a file, and reads it once for its checksum and its blocks."""
+def open_file(path: str, columns: Columns, preferred: str | None = None) -> Source:
+    """Recognises the format of a file, and reads it once for its checksum and its blocks.
+
+    preferred: the column of tags that another split of the corpus has.
+    """
     if not os.path.exists(path):
         raise ValueError(f"{path}: no such file")
     if os.path.isdir(path):
@@ -88,7 +96,7 @@ def open_file(path: str, columns: Columns) -> Source:
     blocks, digest = cut_into_blocks(path, reader.block_ends_at)
     if reader.function is read_parquet:
         return _open_parquet(path, reader, columns, digest)
-    reader, columns, notes = choose_columns(path, reader, columns)
+    reader, columns, notes = choose_columns(path, reader, columns, preferred)
     return Source(path, reader, blocks, None, digest, columns, reader.description, notes)
 
 
@@ -129,9 +137,9 @@ def read_source(
 
     Every block becomes an Arrow file in datasets' cache, so that an interrupted command continues with the
     missing blocks. The files are named by the content of the source: an edited file is read again.
-    num_proc: the number of processes (one per usable core).
+    columns: those of the source are used, in which flags are replaced by names. num_proc: (one per usable core).
     """
-    columns = source.columns or columns or Columns()
+    columns = source.columns
     try:
         names = _label_names(source.features, columns)
         fingerprint = Hasher.hash((source.digest, source.name, names, astuple(columns), _readers_digest()))

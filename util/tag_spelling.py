@@ -50,8 +50,9 @@ def _spellings() -> list[_Spelling]:
 
 _STANDARD = _Spelling(re.compile("(?P<letter>[BIESLU])-(?P<type>.*)", re.DOTALL))
 _BARE = _Spelling(re.compile("(?P<letter>[BIESLUMW])(?P<type>)"), needs_outside=False)
-_SPELLINGS = [*_spellings(), _BARE]
-_ANY_SPELLING = re.compile("[BIESLUMW]|[BIESLUMWbieslumw][-_:./|].*|.+[-_][BIESLUMWbieslumw]", re.DOTALL)
+_BARE_LOWER = _Spelling(re.compile("(?P<letter>[bieslumw])(?P<type>)"), ("o",))
+_SPELLINGS = [*_spellings(), _BARE, _BARE_LOWER]
+_ANY_SPELLING = re.compile("[BIESLUMWbieslumw]|[BIESLUMWbieslumw][-_:./|].*|.+[-_][BIESLUMWbieslumw]", re.DOTALL)
 
 
 def may_have_prefix(label: str) -> bool:
@@ -96,8 +97,8 @@ def _is_plausible(spelling: _Spelling, parts: tuple[_Parts | None, ...]) -> bool
         return False
     if letters & set("MW") and not letters & set("BE"):
         return False
-    if spelling is _BARE:
-        return "B" in letters and bool(letters & set("IME"))
+    if spelling in (_BARE, _BARE_LOWER):
+        return "B" in letters and bool(letters & set("IME")) and (None in parts or not spelling.needs_outside)
     return bool(letters & set("BIM")) and (None in parts or not spelling.needs_outside)
 
 
