@@ -85,8 +85,9 @@ def _describe(reader: Reader, chosen: Columns, named: Columns, records: list[dic
     if reader.function is read_conll:
         if named.text or named.labels or named.task != "ner":
             names = list(records[0])
-            text, label = (names.index(name) + 1 for name in pick_columns(tuple(names), chosen))
-            description += f"; words: column {text}, tags: column {label}"
+            with contextlib.suppress(ValueError):
+                text, label = (names.index(name) + 1 for name in pick_columns(tuple(names), chosen))
+                description += f"; words: column {text}, tags: column {label}"
         return dataclasses.replace(reader, description=description)
     if reader.options.get("names") and not (named.text or named.labels):
         return reader

@@ -113,6 +113,8 @@ def _detect_table(
     delimiter = _delimiter(suffix, lines, text_columns, label_columns)
     quoted = delimiter in (",", ";") or uses_quotes(path, lines, delimiter)
     rows = _rows(lines, delimiter, quoted)
+    if not rows:
+        return None
     options = {"delimiter": delimiter, "quoted": quoted, "width": len(rows[0])}
     if delimiter in (",", ";") and all(cell[:1] in (" ", "") for row in rows for cell in row[1:]):
         options["skip_blanks"] = any(cell for row in rows for cell in row[1:])
@@ -120,8 +122,10 @@ def _detect_table(
     has_names = _names_both(rows[0], text_columns, label_columns)
     known = [name.lower() for name in (*text_columns, *label_columns) if not name.isdigit()]
     evidence = 1.0 if has_names else header_evidence(rows, known)
-    sentence_cells = None if has_names or delimiter != "\t" else _sentence_per_line(rows)
-    if sentence_cells and evidence < 1:
+    sentence_cells = None if has_names else _sentence_per_line(rows)
+    if sentence_cells and delimiter != "\t":
+        evidence = 1.0  # sentences in CSV need names of columns
+    elif sentence_cells and evidence < 1:
         names = [str(i) for i in range(1, len(rows[0]) + 1)]
         for cell, name in zip(sentence_cells, ("tokens", "tags")):
             names[cell] = name

@@ -31,7 +31,10 @@ def text_lines(path: str, block: Block | None = None) -> Iterator[tuple[int, str
             raw_lines = file.readlines(min(num_bytes, 1 << 20))  # whole lines of about 1 MB
             if not raw_lines:
                 return
-            num_bytes -= sum(map(len, raw_lines))
+            size = sum(map(len, raw_lines))
+            if size > num_bytes:  # readlines reads on at the very end of a block
+                size -= len(raw_lines.pop())
+            num_bytes -= size
             try:
                 lines = list(map(bytes.decode, raw_lines))
             except UnicodeDecodeError:

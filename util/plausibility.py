@@ -152,7 +152,7 @@ def _implausible_tags(sample: Sample, columns: Columns, has_names: bool) -> str 
         others = [values for values in sample.others.values() if kind(values) == "tags"]
         if others and "O" not in tags:
             return f"the last column has no tags such as B-PER ({shown}), but another column has"
-    if set(tags) <= {"_", "-", ""}:
+    if set(tags) <= {"_", "-"}:
         return f"every tag is {tags[0]!r}: the file has no tags"
     if what == "tags":
         return None
@@ -175,7 +175,8 @@ def _are_brackets(values: list[str]) -> bool:
 def _advice(sample: Sample, has_names: bool) -> str:
     """The flags that would read the file, if its columns show them."""
     numbers = {name: name if has_names else str(i) for i, name in enumerate(sample.columns, 1)}
-    texts = [name for name, values in sample.columns.items() if looks_like_words(values)]
+    few_blank = [name for name, values in sample.columns.items() if 3 * values.count("") < len(values)]
+    texts = [name for name in few_blank if looks_like_words(sample.columns[name])]
     text = max(texts, key=lambda name: len(set(sample.columns[name])), default=None)
     label = next((name for name, values in sample.columns.items() if kind(values) == "tags"), None)
     if text and not label and len(sample.columns) == 2:

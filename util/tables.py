@@ -36,7 +36,7 @@ def table_rows(
     line = 1
     try:
         for row in reader or map(split_columns, lines):
-            if len(row) != width or row[0][:1] in _FIRST_OF_OTHERS or line == 1:
+            if not row or len(row) != width or row[0][:1] in _FIRST_OF_OTHERS or line == 1:
                 if is_border(row) or not any(map(str.strip, row)):
                     row = []
                 elif _is_comment(row, width) or (line == 1 and re.fullmatch("sep=.?", row[0])):  # of Excel
@@ -123,7 +123,7 @@ def header_evidence(rows: list[list[str]], names: Sequence[str]) -> float:
     # Below a name, tags are B-PER or O, and numbers are numbers. A name in capitals may be a wrong tag.
     columns = list(zip(*others))
     for i, (cell, column) in enumerate(zip(first, columns)):
-        are_tags = all(map(_is_tag, column)) and len(set(column)) < len(column)
+        are_tags = all(map(_is_tag, column)) and (num_known or len(set(column)) < len(column))
         are_numbers = i > 0 and all(map(str.isdigit, column)) and not cell.isdigit()
         if (are_tags or are_numbers) and (num_known or not (cell.isascii() and cell.isupper())):
             return 1
