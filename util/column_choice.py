@@ -45,9 +45,11 @@ def choose_columns(
     entries = first_records(reader, SAMPLE_SIZE)
     if not entries:
         return reader, chosen, notes
-    if reader.function not in (read_conll, read_conllu) and not all(has_no_spans(r, columns) for _, r in entries):
-        records = reader.read() if _may_have_astral(reader) else first_records(reader, 1000)
-        chosen = file_facts(records, columns, name)
+    if reader.function not in (read_conll, read_conllu):
+        has_spans = not all(has_no_spans(record, columns) for _, record in entries)
+        if has_spans or not all(any(isinstance(v, list) for v in record.values()) for _, record in entries):
+            may_have_astral = has_spans and _may_have_astral(reader)
+            chosen = file_facts(reader.read(), columns, name, may_have_astral=may_have_astral)
     lines, first = entries[0]
     records = [record for _, record in entries]
     has_names = reader.function is not read_conll and not reader.options.get("names")

@@ -4,6 +4,9 @@ import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from util.list_cells import parse_list
+from util.spans import is_control, is_region, parse_span
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -15,6 +18,7 @@ class Columns:
     widen_spans: bool = False  # --widen_spans
     span_offsets: str | None = None  # --span_offsets: "characters" or "utf16"; None: see file_facts
     regions: str | None = None  # the column of Label Studio's regions, which is missing if a task has none
+    refusal: str | None = None  # why no sentence can be read from the file, see file_facts
 
 
 def text_columns(columns: Columns) -> list[str]:
@@ -58,3 +62,53 @@ def pick_columns(names: tuple[str, ...], columns: Columns) -> tuple[str, str]:
     if text_column == label_column:
         raise ValueError(f"column {text_column!r} cannot be both words and tags")
     return text_column, label_column
+
+
+# --------------------------------------------------------------------------------------------------
+# Records without such columns
+
+_PER_TEXT = 'write one line {"text": ..., "entities": [[start, end, type]]} per text'
+_TOOLS = {
+    "annotatable": "tagtog",
+    "rasa_nlu_data": "Rasa",
+    "passages": "BigBio",
+    "examples": "LightTag",
+    "fields": "Argilla",
+    "responses": "Argilla",
+    "classes": "NER Annotator",
+    "annotation": "Dataturks, in which the end is the last character,",
+}  # a key -> the tool that writes it
+
+
+def refuse_nested(record: dict, columns: Columns) -> None:
+    """Raises ValueError if a record without the columns of words or tags holds other records, or annotations."""
+    for values in map(_parsed, record.values()):
+        for value in values if isinstance(values, list) else []:
+            if isinstance(value, dict) and (is_region(value) or any(is_control(k) and k != "labels" for k in value)):
+                parse_span(value)  # raises for regions of HTML, of a dialogue, of an image
+    lower = _lower_keys(record)
+    if {"columns", "data"} <= lower or {"schema", "data"} <= lower:
+        problem = "it is a whole table, as pandas' to_json writes it"
+        raise ValueError(f'{problem}; write to_json(path, orient="records", lines=True)')
+    key = next((name for name in _TOOLS if isinstance(record.get(name), (list, dict))), None)
+    if key:
+        raise ValueError(f"its {key!r} is as {_TOOLS[key]} writes it, nested JSON; {_PER_TEXT}")
+    if lower & {name.lower() for name in text_columns(columns)}:
+        return
+    for name, values in record.items():
+        items = list(values.values()) if isinstance(values, dict) else values
+        if isinstance(items, list) and items and all(isinstance(item, (dict, list)) for item in items):
+            raise ValueError(f"its {name!r} is nested JSON ({len(items)} values); write one record per line")
+        if isinstance(values, dict) and _lower_keys(values) & {name.lower() for name in text_columns(columns)}:
+            raise ValueError(f"its {name!r} is nested JSON; write one record per line, with its columns")
+
+
+def _lower_keys(record: dict) -> set[str]:
+    return {name.lower() for name in record}
+
+
+def _parsed(values):
+    try:
+        return parse_list(values) if isinstance(values, str) and values.startswith("[{") else values
+    except ValueError:
+        return values

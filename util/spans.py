@@ -1,4 +1,4 @@
-"""Spans of a text, as annotation tools write them, become tags of its words.
+"""Spans of a text, as annotation tools write them, and the words that they cover.
 
     [3, 7, "LOC"]                                   Doccano, spaCy
     {"start": 3, "end": 7, "label": "LOC"}          Prodigy; other tools have other names for the keys
@@ -12,17 +12,10 @@ import bisect
 import json
 import operator
 import re
+import unicodedata
 from typing import NamedTuple
 
 import regex
-
-
-class Annotated(NamedTuple):
-    """A sentence. Its tags may be ids. Without words: a record that is left out."""
-
-    words: list
-    tags: list
-    notes: list[str]
 
 
 class Span(NamedTuple):
@@ -32,6 +25,7 @@ class Span(NamedTuple):
     end: int
     type: str
     quoted: str | None  # its text, where the tool writes it
+    quoted_by: str = "text"  # the key of the text
 
 
 Range = tuple[int, int]  # characters from the first one to before the second one
@@ -64,37 +58,77 @@ _OFFSETS = (
     ("start_char", "end_char"),
     ("start_offset", "end_offset"),
     ("start_position", "end_position"),
+    ("start_pos", "end_pos"),
     ("start", "end"),
     ("begin", "end"),
 )
 _TYPES = ("label", "labels", "type", "tag", "entity_group", "entity_type", "category", "entity")
-
+# "word" may be normalized by a tokenizer. "value" may also be something else, such as a synonym.
+_QUOTED = ("text", "mention", "quote", "surface", "word", "value")
+# A type such as B-PER is that of a tag. E-MAIL is a type.
+_PREFIXED = re.compile(r"[BI]-.|[ESLUMW]-(?i:per|pers|person|loc|location|org|organi[sz]ation|misc|gpe)$")
 _TIMES = ("timeserieslabels", "timelinelabels", "videolabels", "audiolabels")  # controls of Label Studio
 
 
 def parse_span(value) -> Span:
     """A span in the format of any of the tools. Raises ValueError if it is invalid."""
-    start, end, label, quoted = None, None, None, None
+    start, end, label, quoted_by = None, None, None, ""
     if isinstance(value, (list, tuple)) and len(value) == 3:
         start, end, label = value
-        if type(start) is type(end) is int and type(label) is str and label:
+        if type(start) is type(end) is int and type(label) is str and label and label[1:2] != "-":
             return Span(start, end, label, None)
         if isinstance(end, str) and isinstance(label, list):
             problem = "is an entity as brat writes it, [id, type, [[start, end]]]"
             raise ValueError(f"{shown(value)} {problem}; write [start, end, type]")
     elif isinstance(value, dict):
         name = _type_key(value)
-        start, end = next(((value[a], value[b]) for a, b in _OFFSETS if a in value and b in value), (None, None))
-        label, quoted = value.get(name), value.get("text")
-        if isinstance(label, list) and len(label) == 1:
-            label = label[0]
+        start, end = _offsets(value)
+        label = value.get(name)
         if is_control(name):
             _check_region(name, value, start, end)
+        label = _only_type(label, value) if isinstance(label, list) else label
+        quoted_by = next((key for key in _QUOTED if isinstance(value.get(key), str)), "")
         if name == "entity" and re.match("[BIESLUO]-", str(label)):
             raise ValueError(f"{shown(value)} tags a piece of a word; group them, aggregation_strategy='simple'")
+    if type(label) is int and type(start) is type(end) is int:
+        problem = "its type is a number, as of a ClassLabel, whose names are unknown; write the name"
+        raise ValueError(f"{shown(value)} is not a span: {problem}")
     if type(start) is not int or type(end) is not int or not isinstance(label, str) or not label:
         raise ValueError(f"{shown(value)} is not a span: [start, end, label]")
-    return Span(start, end, label, quoted if isinstance(quoted, str) else None)
+    if label[1:2] == "-" and _PREFIXED.match(label):
+        way_out = f"write one span per entity, with the type {label[2:]!r}"
+        raise ValueError(f"{shown(value)} is a span with the prefix of a tag, {label[:2]!r}; {way_out}")
+    return Span(start, end, label, value[quoted_by] if quoted_by else None, quoted_by)
+
+
+def _offsets(value: dict) -> tuple:
+    return next(((value[a], value[b]) for a, b in _OFFSETS if a in value and b in value), (None, None))
+
+
+def _only_type(types: list, value: dict):
+    """The type of a list of one. Flair writes it as {"value": type, "confidence": ...}."""
+    if len(types) != 1:
+        raise ValueError(f"{shown(value)} is not a span: it has {len(types)} types, not one")
+    return types[0].get("value") if isinstance(types[0], dict) else types[0]
+
+
+def looks_like_span(value) -> bool:
+    """Whether a value has offsets, and perhaps a type."""
+    if isinstance(value, dict):
+        return _offsets(value) != (None, None)
+    is_triple = isinstance(value, (list, tuple)) and len(value) == 3
+    return is_triple and type(value[0]) is type(value[1]) is int
+
+
+def list_of_spans(values):
+    """{"start": [0], "end": [4], "label": ["PER"]}, as datasets has a sequence of spans -> a list of spans."""
+    if not (isinstance(values, dict) and _offsets(values) != (None, None)):
+        return values
+    if not all(isinstance(column, list) for column in values.values()):
+        return values
+    if len(set(map(len, values.values()))) > 1:
+        raise ValueError(f"{shown(values)}: its lists of starts, ends and types are of different lengths")
+    return [dict(zip(values, row)) for row in zip(*values.values())]
 
 
 def _type_key(value: dict) -> str:
@@ -167,63 +201,75 @@ class TextOfSpans:
         inside = self.words_inside(start, end)
         return (self.words[inside[0]][0], self.words[inside[-1]][1]) if inside else None
 
-    def cuts_a_word(self, start: int, end: int) -> bool:
-        whole = self.whole_words(start, end)
-        return whole is not None and (whole[0] < start or end < whole[1])
-
     def locate(self, span: Span, utf16: bool) -> Range:
         """The characters of a span. Raises ValueError if it lies outside, or is another text than it quotes."""
-        start, end, _, quoted = span
+        start, end = span.start, span.end
         if utf16 and self.from_utf16:
             start, end = self._from_utf16(span, self.from_utf16)
         if not 0 <= start < end <= len(self.text):
-            raise ValueError(f"{_name(span)} lies outside the text of {len(self.text)} characters")
-        if quoted is None:
+            raise ValueError(f"{name_of(span)} lies outside the text of {len(self.text)} characters")
+        if span.quoted is None or not self._is_checked(span):
             return start, end
-        found = self._match(start, end, quoted)
+        found = self._match(start, end, span)
         if found is None:
-            problem = f"is {self.text[start:end]!r} in the text, but annotated as {quoted!r}"
-            raise ValueError(f"{_name(span)} {problem}")
+            problem = f"is {self.text[start:end]!r} in the text, but annotated as {span.quoted!r}"
+            raise ValueError(f"{name_of(span)} {problem}")
         return found
 
     @staticmethod
     def _from_utf16(span: Span, borders: dict[int, int]) -> Range:
         length = max(borders)
         if not 0 <= span.start < span.end <= length:
-            raise ValueError(f"{_name(span)} lies outside the text of {length} UTF-16 units")
+            raise ValueError(f"{name_of(span)} lies outside the text of {length} UTF-16 units")
         if span.start not in borders or span.end not in borders:
-            raise ValueError(f"{_name(span)} cuts a character of two UTF-16 units")
+            raise ValueError(f"{name_of(span)} cuts a character of two UTF-16 units")
         return borders[span.start], borders[span.end]
 
-    def _match(self, start: int, end: int, quoted: str) -> Range | None:
+    def _is_checked(self, span: Span) -> bool:
+        """Whether the text that a span quotes has to agree with its offsets. "value" is a text if it does so."""
+        if span.quoted_by != "value":
+            return True
+        borders = self.from_utf16 or {}
+        ranges = [(span.start, span.end), (borders.get(span.start, 0), borders.get(span.end, 0))]
+        return any(_is_quoted(span, self.text[slice(*found)]) for found in ranges)
+
+    def _match(self, start: int, end: int, span: Span) -> Range | None:
         """The span that a quoted text and its offsets agree on. None: they disagree.
 
         They may differ in white space, and in parts of words: an editor can extend a selection to whole words in
         one of them, "nna" to "Anna". The one that does not cut a word counts.
         """
-        covered = self.text[start:end]
-        if quoted == covered or _without_blanks(quoted) == _without_blanks(covered):
+        if _is_quoted(span, self.text[start:end]):
             return start, end
         whole = self.whole_words(start, end)
-        pieces = quoted.split()
+        pieces = (span.quoted or "").split()
         if whole is None or not pieces:
             return None
         pattern = re.compile(r"\s+".join(map(re.escape, pieces)))
         for match in pattern.finditer(self.text, *whole):
             if self.whole_words(*match.span()) == whole:
-                offsets_cut = self.cuts_a_word(start, end)
+                offsets_cut = whole[0] < start or end < whole[1]
                 return match.span() if offsets_cut and match.span() == whole else (start, end)
         return None
 
-    def fits(self, span: Span, utf16: bool) -> bool:
-        """Whether offsets are plausible: they cover the text that the span quotes, or else whole words."""
+    def plausibility(self, span: Span, utf16: bool) -> int:
+        """4: a reading covers the text that the span quotes, or else whole words. 3: so it does, with blanks.
+
+        2: it cuts one word. 1: it cuts two. 0: it is impossible.
+        """
         try:
             start, end = self.locate(span._replace(quoted=None), utf16)
         except ValueError:
-            return False
-        if span.quoted is not None:
-            return _without_blanks(span.quoted) == _without_blanks(self.text[start:end])
-        return bool(self.words_inside(start, end)) and not self.cuts_a_word(start, end)
+            return 0
+        if span.quoted is not None and self._is_checked(span):
+            if _is_quoted(span, self.text[start:end]):
+                return 4
+            return 0 if self._match(start, end, span) is None else 3
+        whole = self.whole_words(start, end)
+        if whole is None:
+            return 0
+        num_cut = (whole[0] < start) + (end < whole[1])
+        return 3 - num_cut if num_cut else 3 + (whole == (start, end))
 
     def has_two_readings(self, span: Span) -> bool:
         """Whether an offset means another character if it counts UTF-16 units."""
@@ -231,72 +277,23 @@ class TextOfSpans:
         return bool(borders) and (borders.get(span.start) != span.start or borders.get(span.end) != span.end)
 
 
-def _name(span: Span) -> str:
+def name_of(span: Span) -> str:
     return f"span {span.start}-{span.end} {span.type}"
+
+
+def _is_quoted(span: Span, covered: str) -> bool:
+    """Whether a span quotes the text that it covers."""
+    if span.quoted == covered:
+        return True
+    normal = _of_tokenizer if span.quoted_by == "word" else _without_blanks
+    return normal(covered) == normal(span.quoted or "")
+
+
+def _of_tokenizer(text: str) -> str:
+    """Without blanks, case and accents, which tokenizers remove, and without their marks of words."""
+    letters = unicodedata.normalize("NFKD", re.sub(r"\s|##|[\u2581\u0120]", "", text))
+    return "".join(letter for letter in letters if not unicodedata.combining(letter)).casefold()
 
 
 def _without_blanks(text: str) -> str:
     return re.sub(r"\\[nrt]|\s", "", text)  # line ends are also written as a backslash and an n
-
-
-# --------------------------------------------------------------------------------------------------
-# All spans of a text or of its words
-
-
-def spans_to_tags(text: str, spans: list, widen: bool, utf16: bool) -> Annotated:
-    """A text and its spans as they are in the file -> words and IOB2 tags.
-
-    widen: a span that cuts a word is extended to the whole word, with a note. Otherwise it is an error.
-    utf16: offsets count UTF-16 units.
-    """
-    source, notes, located = TextOfSpans(text), [], []
-    for value in spans:
-        span = parse_span(value)
-        start, end = source.locate(span, utf16)
-        if isinstance(value, dict) and value.get("entity") == span.type == text[start:end]:
-            raise ValueError(f"{shown(value)} has no type: its entity is its text")
-        if utf16 and source.has_two_readings(span):
-            notes.append(f"spans counted in UTF-16 units: {text[start:end]!r}")
-        located.append((start, end, span.type, span))
-    words = source.words
-    tags = ["O"] * len(words)
-    free = 0  # the first word after the spans so far
-    if len(located) > 1:
-        located.sort(key=operator.itemgetter(0, 1, 2))
-    for start, end, label, span in located:
-        inside = source.words_inside(start, end)
-        if not inside:
-            raise ValueError(f"{_name(span)} holds no word")
-        first, last = words[inside[0]], words[inside[-1]]
-        if first[0] < start or end < last[1]:
-            if not widen:
-                cut_start, cut_end = first if first[0] < start else last
-                problem = f"{_name(span)} {text[start:end]!r} cuts the word {text[cut_start:cut_end]!r}"
-                raise ValueError(f"{problem}; fix it, or pass --widen_spans")
-            notes.append(f"spans widened to whole words: {text[start:end]!r} to {text[first[0] : last[1]]!r}")
-        if inside.start < free:
-            raise ValueError(f"{_name(span)} {text[start:end]!r} overlaps another one")
-        _tag(tags, inside, label)
-        free = inside.stop
-    return Annotated([text[start:end] for start, end in words], tags, notes)
-
-
-def token_spans_to_tags(words: list, spans: list, end_is_inclusive: bool) -> Annotated:
-    """Words and spans of their numbers, from 0 -> words and IOB2 tags."""
-    tags = ["O"] * len(words)
-    for value in spans:
-        start, end, label, _ = parse_span(value)
-        what, end = f"span {start}-{end} {label}", end + end_is_inclusive
-        if not 0 <= start < end <= len(words):
-            raise ValueError(f"{what} lies outside the {len(words)} words")
-        inside = range(start, end)
-        if any(tags[i] != "O" for i in inside):
-            raise ValueError(f"{what} {shown(words[start:end])} overlaps another one")
-        _tag(tags, inside, label)
-    return Annotated(list(words), tags, [])
-
-
-def _tag(tags: list[str], inside: range, label: str) -> None:
-    tags[inside.start] = f"B-{label}"
-    if len(inside) > 1:
-        tags[inside.start + 1 : inside.stop] = [f"I-{label}"] * (len(inside) - 1)
