@@ -25,17 +25,18 @@ from torch.distributed.elastic.multiprocessing.errors import record
 import data
 import metrics
 import model as modeling
-from util import documents, report
+from util import data_report, documents, report
 from util.annotations import Columns
 from util.arguments import ArgumentParser, non_negative_int, positive_int
 from util.corpus_scan import tag_statistics
 from util.device import pick_device, synchronize, to_device
 from util.distributed import Ranks, exit_on_error, get_ranks, join_process_group, quiet
 from util.documents import Document, Tagged
-from util.run_dir import atomic_write_text, decided_scheme, read_settings
+from util.run_dir import atomic_write_text, decided_scheme, is_file_of_run, read_settings
 from util.sources import open_file, read_source
 from util.tag_files import TagJob, tag_file, tag_stream, tagger_digest
-from util.tag_schemes import canonical, entity_spans, entity_type, make_label_list, prefix
+from util.tag_schemes import entity_spans, make_label_list
+from util.tag_spelling import canonical, check_same_spelling, entity_type, prefix
 from util.tokenizer import encode, load_tokenizer, max_length, special_tokens, subword_offsets
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
@@ -47,8 +48,7 @@ STRATEGIES = ("none", "simple", "first", "average", "max")
 class Tagger:
     """A saved token-classification model (a folder or a Hub id).
 
-    A call returns what transformers' token-classification pipeline returns. Unlike the pipeline, it reads
-    texts of any length and does not split words.
+    A call returns what transformers' pipeline returns, but reads texts of any length and does not split words.
     """
 
     def __init__(self, model_name_or_path: str, batch_size=32, stride=64, precision="auto"):
@@ -64,8 +64,7 @@ class Tagger:
     def __call__(self, texts: str | list[str], aggregation_strategy: str = "simple") -> list:
         """One text -> its entities; several texts -> a list of such lists.
 
-        An entity has entity_group, score, word, start, end. With the strategy "none", an entity is a subword
-        and has entity, score, index, word, start, end.
+        An entity has entity_group, score, word, start, end; a subword ("none") entity, score, index, word, start, end.
         """
         if aggregation_strategy not in STRATEGIES:
             raise ValueError(f"aggregation_strategy {aggregation_strategy!r}: not one of {STRATEGIES}")
@@ -119,8 +118,7 @@ class Tagger:
             batch_probabilities.append(logits.softmax(-1).to("cpu", non_blocking=True))
             batch_word_ids.append(word_ids[position].numpy())
         synchronize(self.device)  # the host waits once for a GPU
-        # Batches are sorted by length. The sort restores the order of words; being stable, it keeps the order
-        # of their subwords.
+        # Batches are sorted by length. A stable sort restores the order of words, and keeps that of their subwords.
         all_word_ids = np.concatenate(batch_word_ids)
         order = np.argsort(all_word_ids, kind="stable")
         num_tagged = len(np.unique(all_word_ids))
@@ -226,6 +224,7 @@ def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
     source = open_file(args.input_file, columns_of(args))
     sentences, _ = read_source(source)
     statistics = tag_statistics(sentences, source.name)
+    check_same_spelling(source.name, statistics.counts, tagger.label_list)
     others = sorted(set(statistics.counts) - set(tagger.label_list))
     label_list = make_label_list(set(), (*tagger.label_list, *others))  # of the model, then of the file
     scheme = decided_scheme(args.input_file, vars(flags), tagger.model.config)
@@ -235,8 +234,7 @@ def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
     unknown = [label_list[i] for i in split.label_ids if i >= len(tagger.label_list)]  # scored, but never predicted
 
     def collate(features: list[dict]) -> dict:
-        pad_values = {"input_ids": tagger.tokenizer.pad_token_id or 0, "labels": data.IGNORED}
-        batch = data.collate(features, pad_values)
+        batch = data.collate(features, {"input_ids": tagger.tokenizer.pad_token_id or 0, "labels": data.IGNORED})
         batch["labels"].clamp_(max=len(tagger.label_list) - 1)  # unknown labels have no logit, hence no loss
         return batch
 
@@ -249,10 +247,9 @@ def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
         return
     predicted, probabilities, losses = predictions
     scores = metrics.score(split.tags, predicted, split.lengths, label_list, split.scheme, flags.strict)
-    for note in split.notes:
+    never = [f"the model never predicts {', '.join(unknown)}"] if unknown else []
+    for note in [*data_report.checks_of_file(split, tagger.window_size), *never]:
         print(f"note: {note}", file=sys.stderr)
-    if unknown:
-        print(f"note: the model never predicts {', '.join(unknown)}", file=sys.stderr)
     loss = "" if unknown else f", loss {losses.mean(dtype=np.float64):.4f}"
     print(f"{args.input_file}: {len(predicted):,} words{loss}, accuracy {scores['accuracy']:.4f}")
     print(metrics.table(scores))
@@ -295,10 +292,10 @@ def get_args() -> argparse.Namespace:
         parser.error("--skip_bad_lines needs an --output_file")
     if args.input_file not in (None, "-") and not os.path.isfile(args.input_file):
         raise ValueError(f"{args.input_file}: no such file")
-    if args.format is None:
-        args.format = documents.output_format(args.output_file or "")
-    if args.stride is None:
-        args.stride = training_flags(args.model).stride
+    args.format = args.format or documents.output_format(args.output_file or "")
+    flags = training_flags(args.model)
+    args.stride = flags.stride if args.stride is None else args.stride
+    args.is_named = any((args.text_column_name, args.label_column_name, is_file_of_run(args.input_file, vars(flags))))
     return args
 
 
@@ -315,7 +312,10 @@ def main() -> None:
         evaluate(tagger, args, ranks)
         return
 
-    texts = documents.open_texts(args.text) if args.text else documents.open_input(args.input_file, columns_of(args))
+    if args.text:
+        texts = documents.open_texts(args.text)
+    else:
+        texts = documents.open_input(args.input_file, columns_of(args), args.is_named)
     on_terminal = sys.stdout.isatty() and not args.output_file
     job = TagJob(tagger, args.aggregation_strategy, texts, args.format, args.skip_bad_lines, on_terminal)
     if not args.output_file:

@@ -4,6 +4,7 @@ Functions take the splits by name, {"train": data.Split, "validation": ..., "tes
 """
 
 import collections
+import dataclasses
 import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -75,6 +76,14 @@ def checks(splits: dict, max_length: int) -> list[str]:
             notes.append(f"{unknown:.1%} of words contain a subword that the tokenizer does not know")
         lines += [f"{split.name}: {note}" for note in notes]
     return lines
+
+
+def checks_of_file(split, max_length: int) -> list[str]:
+    """The lines of checks() for a file alone, without its name. Labels that only the model knows do not count."""
+    ids = split.label_ids
+    labels = [split.label_list[i] for i in ids]
+    split = dataclasses.replace(split, label_list=labels, label_counts=split.label_counts[ids])
+    return [line.removeprefix(f"{split.name}: ") for line in checks({"train": split}, max_length)]
 
 
 def _note(count: int, noun: str, text: str, examples: Iterable[str] = ()) -> Note:

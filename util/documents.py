@@ -3,6 +3,7 @@
 import colorsys
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,18 +11,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from util import report
-from util.annotations import Columns, as_record, label_columns, pick_column, split_words, text_columns, words_and_tags
-from util.column_choice import choose_columns
-from util.format_detection import choose_reader
-from util.formats import Reader, read_conll, read_csv
-from util.lines import beginning_of, is_border, split_columns
-from util.plausibility import kind
+from util.annotations import Columns, as_record, pick_column, shown, split_words, text_columns, words_and_tags
+from util.formats import Reader
+from util.input_format import BYTE_ORDER_MARK, choose_input, split_values
+from util.lines import how_to_convert
+from util.list_cells import split_cells
 
 CHUNK_SIZE = 1024  # documents
 FORMAT_OF_SUFFIX = {".jsonl": "json", ".ndjson": "json", ".json": "json"}  # of the output
 FORMAT_OF_SUFFIX |= dict.fromkeys((".conll", ".conllu", ".iob", ".iob2", ".bio", ".tsv"), "conll")
-CORPUS_SUFFIXES = {".conll", ".conllu", ".iob", ".iob2", ".bio", ".tsv", ".csv", ".parquet", ".json"}
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Document(NamedTuple):
@@ -35,8 +33,11 @@ class Document(NamedTuple):
 
     @classmethod
     def from_words(cls, words: list[str], record: dict | None = None):
+        """Raises ValueError for a value that is no word, as training does."""
         spans, start = [], 0
         for word in words:
+            if not isinstance(word, str):
+                raise ValueError(f"a word is {shown(word)}")
             spans.append((start, start + len(word)))
             start += len(word) + 1  # the space
         return cls(" ".join(words), spans, record or {})
@@ -72,6 +73,7 @@ class Input:
     stream: Callable[[], Iterable[bytes]] | None = None  # opens the lines of text and JSON Lines
     reader: Reader | None = None  # of a corpus
     columns: Columns = field(default_factory=Columns)
+    is_named: bool = False  # the columns are those of this input, not those of another file
 
     def chunks(self) -> Iterator[list[RawDocument]]:
         """Yields CHUNK_SIZE documents at a time, so that memory does not grow with the input."""
@@ -85,8 +87,11 @@ class Input:
             line = line.rstrip(b"\r\n")
             if number == 1:
                 line = line.removeprefix(BYTE_ORDER_MARK)
-            if line.strip() or self.format == "text":
+            if self.format == "text":
                 yield RawDocument(number, line)
+            elif line.strip():
+                for value in split_values(line.strip()):
+                    yield RawDocument(number, value)
 
     def _records(self) -> Iterator[RawDocument]:
         assert self.reader
@@ -98,7 +103,25 @@ class Input:
         if isinstance(raw.content, dict):
             return document_of_record(raw.content, self.columns)
         line = raw.content.decode("utf-8")
-        return _parse_json(line, self.columns) if self.format == "json" else Document.from_text(line)
+        return self._parse_json(line) if self.format == "json" else Document.from_text(line)
+
+    def _parse_json(self, line: str) -> Document:
+        try:
+            record = json.loads(line, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not JSON: {getattr(error, 'msg', error)}") from None
+        record = record if isinstance(record, dict) else as_record(record)
+        json.dumps(record, ensure_ascii=False).encode()  # raises for half of a surrogate pair, which is not text
+        columns = self.columns
+        if columns.text and not (self.is_named or _has_column(record, columns)):
+            columns = Columns(task=columns.task)  # a model may be trained on a file of other columns
+        return document_of_record(record, columns)._replace(record=record)
+
+    def describe(self, error: ValueError) -> str:
+        """The message of an error of parse(). For a file that is not UTF-8: with the command that converts it."""
+        if isinstance(error, UnicodeDecodeError) and os.path.isfile(self.name):
+            return f"not UTF-8{how_to_convert(self.name)}"
+        return str(error)
 
 
 def open_texts(texts: list[str]) -> Input:
@@ -107,71 +130,65 @@ def open_texts(texts: list[str]) -> Input:
     return Input("text", "text", lambda: encoded)
 
 
-def open_input(path: str, columns: Columns) -> Input:
-    """A file of any format, or standard input ("-") of text or JSON Lines. columns: see util/annotations.py."""
+def open_input(path: str, columns: Columns, is_named: bool | None = None) -> Input:
+    """A file of any format, or standard input ("-") of text or JSON Lines. columns: see util/annotations.py.
+
+    is_named: the columns are meant for this file, which is no plain text then. By default, if they have names.
+    """
     if path == "-":
         stream = sys.stdin.buffer
         return Input("-", "json" if _begins_with_object(stream.peek()) else "text", lambda: stream)
-    with open(path, "rb") as file:
-        beginning = file.peek()
-    suffix = Path(path).suffix.lower()
-    if suffix in (".jsonl", ".ndjson") or _begins_with_object(beginning):
-        return Input(path, "json", lambda: open(path, "rb"), columns=columns)
-    if not beginning:
-        return Input(path, "text", lambda: open(path, "rb"))
-    reader = choose_reader(path, text_columns(columns), label_columns(columns))
-    if suffix not in CORPUS_SUFFIXES and not _is_corpus(path, reader):
-        return Input(path, "text", lambda: open(path, "rb"))
-    if reader.function is read_conll:
-        reader.options["labelled"] = False  # words may stand alone
-    reader, columns, _ = choose_columns(path, reader, columns)
-    return Input(path, "corpus", reader=reader, columns=columns)
+    if is_named is None:
+        is_named = bool(columns.text or columns.labels)
+    format, reader, columns = choose_input(path, columns, is_corpus=is_named)
+    if reader:
+        return Input(path, format, reader=reader, columns=columns)
+    return Input(path, format, lambda: open(path, "rb"), columns=columns, is_named=is_named)
 
 
 def _begins_with_object(beginning: bytes) -> bool:
     return beginning.lstrip(BYTE_ORDER_MARK + b" \t\r\n").startswith(b"{")
 
 
-def _is_corpus(path: str, reader: Reader) -> bool:
-    """Whether a file whose name does not tell its format is something else than lines of text."""
-    if reader.function is not read_conll:
-        return reader.function is not read_csv or reader.options["delimiter"] != " "
-    rows = [columns for columns in map(split_columns, beginning_of(path)) if not is_border(columns)]
-    rows = [columns for columns in rows if not columns[0].startswith("#")]
-    widths = {len(columns) for columns in rows}
-    return len(widths) == 1 and widths != {1} and kind([columns[-1] for columns in rows]) == "tags"
-
-
 def document_of_record(record: dict, columns: Columns) -> Document:
     """The words that training reads. Of a record without tags: its text, or its words."""
-    if isinstance(record.get("data"), dict):  # a task of Label Studio
-        record = record["data"] | {name: record[name] for name in record.keys() - {"data"}}
     try:
         words = words_and_tags(record, columns).words
     except ValueError:
         words = []
-    text = record.get(columns.text or "text")
-    if not isinstance(text, str):
-        text = record[pick_column(record, "--text_column_name", text_columns(columns))]
+    values = _values(record)
+    text = values.get("text")
+    if columns.text or not isinstance(text, str):
+        text = values[pick_column(values, "--text_column_name", text_columns(columns))]
+    text = _list_of_words(text)
     if isinstance(text, str):
         document = Document.from_text(text)
         same = words == [text[start:end] for start, end in document.words]
         return document if same or not words else Document.from_words(words)
-    if isinstance(text, list) and all(isinstance(word, str) for word in text):
-        return Document.from_words(text)
-    raise ValueError("neither a text nor a list of words")
+    if not isinstance(text, list):
+        raise ValueError("neither a text nor a list of words")
+    return Document.from_words(words or text)
 
 
-def _parse_json(line: str, columns: Columns) -> Document:
+def _values(record: dict) -> dict:
+    """The columns of a record. Those of a task of Label Studio are in "data"."""
+    data = record.get("data")
+    return data | {name: record[name] for name in record if name != "data"} if isinstance(data, dict) else record
+
+
+def _has_column(record: dict, columns: Columns) -> bool:
     try:
-        record = json.loads(line, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {getattr(error, 'msg', error)}") from None
-    record = record if isinstance(record, dict) else as_record(record)
-    json.dumps(record, ensure_ascii=False).encode()  # raises for half of a surrogate pair, which is not text
-    if columns.text not in record:  # a model may be trained on a file of other columns
-        columns = Columns(task=columns.task)
-    return document_of_record(record, columns)._replace(record=record)
+        return bool(pick_column(_values(record), "", text_columns(columns)))
+    except ValueError:
+        return False
+
+
+def _list_of_words(text):
+    """The words of a text that is a list as Python, JSON or numpy write it; else the text."""
+    try:
+        return split_cells(text, None)[0]
+    except ValueError:
+        return text
 
 
 def _refuse_constant(constant: str):

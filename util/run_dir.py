@@ -110,13 +110,18 @@ def read_settings(model: str, defaults: dict) -> dict:
     return defaults | {name: value for name, value in settings.items() if name in defaults}
 
 
+def is_file_of_run(path: str | None, settings: dict) -> bool:
+    """Whether a run reads a file as one of its splits. settings: its flags."""
+    files = [settings[f"{split}_file"] for split in ("train", "validation", "test")]
+    return path is not None and os.path.realpath(path) in [os.path.realpath(name) for name in files if name]
+
+
 def decided_scheme(path: str, settings: dict, config) -> str | None:
     """The tag scheme by which training read a file. None: the file is none of its files, and its own tags decide.
 
     settings: the flags of the run. config: of the model, with the scheme that all files together have.
     """
-    files = [settings[f"{split}_file"] for split in ("train", "validation", "test")]
-    if os.path.realpath(path) in [os.path.realpath(name) for name in files if name]:
+    if is_file_of_run(path, settings):
         return getattr(config, "tag_scheme", None)
     return settings["tag_scheme"]
 

@@ -82,7 +82,7 @@ def _parse_chunk(job: TagJob, chunk: list[RawDocument]) -> tuple[list[Document],
             documents.append(job.input.parse(raw))
         except ValueError as error:
             if not job.skip_bad_lines:
-                raise ValueError(f"{job.input.name}:{raw.number}: {error}") from None
+                raise ValueError(f"{job.input.name}:{raw.number}: {job.input.describe(error)}") from None
             text = raw.as_bytes().decode("utf-8", "backslashreplace")
             bad_lines.append({"line": raw.number, "error": str(error), "text": text})
     return documents, bad_lines

@@ -147,3 +147,24 @@ def _b_for_i(label: str) -> str:
 def has_iob1_labels(label_list: list[str]) -> bool:
     """Whether the labels of a model are those of an IOB1 corpus: I-X without B-X, and no prefixes but B and I."""
     return _letters(label_list) <= {"B", "I"} and bool(missing_b_labels(label_list))
+
+
+def check_same_spelling(source_name: str, tags: Iterable[str], model_labels: list[str]) -> None:
+    """Raises ValueError if the tags of a file are entities, and so are the labels of a model, but not both together.
+
+    They would be scored as plain tags, none of which the model predicts: B_PER in the file, B-PER in the model.
+    """
+
+    def are_entities(labels: Iterable[str]) -> bool:
+        prefixes = [prefix(name) for name in canonical(labels) if name != "O"]
+        return all(prefixes) and bool(prefixes)
+
+    of_file = sorted({*tags} - {"O", "o"})
+    if not (are_entities([*of_file, "O"]) and are_entities(model_labels)):
+        return
+    if not are_entities(dict.fromkeys([*model_labels, *of_file])):
+        own, other = (next(label for label in labels if label not in ("O", "o")) for labels in (of_file, model_labels))
+        raise ValueError(
+            f"{source_name}: tags such as {own} are spelled otherwise than the labels of the model, such as {other}; "
+            "replace them in the file"
+        )
