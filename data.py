@@ -334,10 +334,9 @@ def make_split(
 
     scheme: of the tags, "plain" for none; None: recognized from these tags.
     """
-    of_tags = fields_of_tags(tags, label_list, scheme)
+    of_tags = fields_of_tags(tags, label_list, scheme, source.notes)
     tokenized = tokenize(sentences, label_list, tokenizer, stride, of_tags["iob1"], label_all_tokens)
     statistics = window_statistics(tokenized.dataset)
-    of_tags["notes"] = source.notes + of_tags["notes"]
     split = Split(
         source.name, source.read_as, sentences, label_list, **of_tags,
         windows=tokenized,
@@ -369,8 +368,7 @@ def load_splits(args: argparse.Namespace, tokenizer) -> dict[str, Split]:
         tags = {split: tag_statistics(sentences, source.name) for split, (source, sentences) in found.items()}
         for split, (source, _) in found.items():
             sources.check_same_label_names(source.name, names, None, tags[split].counts)
-        if not args.tag_scheme:
-            refuse_stray_tags(found, tags)
+        refuse_stray_tags(found, tags, args.tag_scheme)
         label_list = tag_schemes.make_label_list(set().union(*(t.counts for t in tags.values())), names)
         scheme = tag_schemes.corpus_scheme([t.evidence for t in tags.values()], label_list, args.tag_scheme)
         splits = {}

@@ -31,11 +31,12 @@ def first_records(reader: Reader, size: int) -> list[tuple[list[int], dict]]:
 
 
 def choose_columns(
-    name: str, reader: Reader, columns: Columns, preferred: str | None = None
+    name: str, reader: Reader, columns: Columns, preferred: str | None = None, only_words: bool = False
 ) -> tuple[Reader, Columns, list[str]]:
     """Replaces the flags by the names of columns, and checks the first sentences. Returns notes for the log, too.
 
     name: of the source, for messages. preferred: the column of tags that another split of the corpus has.
+    only_words: the tags are not used, and not checked.
     Raises ValueError if the columns have an unknown meaning, or look wrong.
     """
     notes: list[str] = []
@@ -61,7 +62,8 @@ def choose_columns(
                 f"--task_name {columns.task}: the columns have no names; choose one with --label_column_name: "
                 + ", ".join(f"{i} {values[0]!r}" for i, values in enumerate(first.values(), 1))
             )
-        notes += check_plausible(records, chosen, has_names, named=columns)
+        named = dataclasses.replace(columns, labels="any") if only_words else columns
+        notes += check_plausible(records, chosen, has_names, named)
     except ValueError as error:
         position = f"{name}:{lines[0]}" if lines else f"{name}: row 1"
         raise ValueError(f"{position}: {error}") from None

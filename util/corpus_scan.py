@@ -145,11 +145,11 @@ def _count_notes(table: pa.Table, first_row: int, source_name: str) -> dict[str,
     return notes
 
 
-def refuse_stray_tags(found: dict, statistics: dict[str, TagStatistics]) -> None:
+def refuse_stray_tags(found: dict, statistics: dict[str, TagStatistics], scheme: str | None) -> None:
     """Raises ValueError, with the position of the first, for a few tags without prefix where nearly all have one.
 
     They would make all tags plain, which are not scored as entities.
-    found: split -> (its source, its sentences). statistics: of the splits.
+    found: split -> (its source, its sentences). statistics: of the splits. scheme: --tag_scheme, which decides.
     """
     counts: Counter[str] = Counter()
     for of_split in statistics.values():
@@ -158,7 +158,7 @@ def refuse_stray_tags(found: dict, statistics: dict[str, TagStatistics]) -> None
     stray = [tag for tag in counts if tag != outside and (tag in "oO" or not may_have_prefix(tag))]
     num_stray = sum(counts[tag] for tag in stray)
     num_prefixed = sum(counts[tag] for tag in counts.keys() - {*stray, outside})
-    if num_stray == 0 or 20 * num_stray > num_prefixed:
+    if scheme or num_stray == 0 or 20 * num_stray > num_prefixed:
         return
     split = next(split for split in found if any(tag in statistics[split].counts for tag in stray))
     source, sentences = found[split]

@@ -51,7 +51,7 @@ def choose_input(path: str, columns: Columns, is_corpus: bool) -> tuple[str, Rea
     if reader.function is read_conll:
         reader.options["labelled"] = False  # words may stand alone
     reader = _with_texts_per_row(reader, columns)
-    reader, columns, _ = choose_columns(path, reader, columns)
+    reader, columns, _ = choose_columns(path, reader, columns, only_words=True)
     return "corpus", reader, columns
 
 
@@ -167,7 +167,7 @@ def _one_column(path: str, suffix: str, columns: Columns) -> Reader | None:
     name = lines_of_words[0].strip(' "')
     if name.lower() in [column.lower() for column in text_columns(columns) if not column.isdigit()]:
         delimiter = "\t" if suffix == ".tsv" else ","
-        quoted = delimiter == "," or uses_quotes(lines_of_words, delimiter)
+        quoted = delimiter == "," or uses_quotes(path, lines_of_words, delimiter)
         is_column_of_words = name.lower() not in ("text", "sentence") and _are_words(lines)
         options = {"delimiter": delimiter, "quoted": quoted, "word_per_row": is_column_of_words}
         return Reader(read_csv, path, options, description=f"a table of one column: {name}")

@@ -76,7 +76,7 @@ class Split:
         """Converts tags and windows from IOB2 to IOB1 if the labels of a model are IOB1: it has no B-X for some X."""
         if self.scheme == "IOB2" and has_iob1_labels(model_labels):
             tags = iob2_to_iob1(self.tags, self.lengths, self.label_list)
-            self.notes = [note for note in self.notes if not note.text.endswith("converted to IOB2")]
+            self.notes = [note for note in self.notes if not str(note).endswith("converted to IOB2")]
             if not self.iob1:
                 text = "IOB2 tags converted to IOB1, the scheme of the model's labels"
                 self.notes.append(Note(int(np.count_nonzero(tags != self.tags)), text, []))
@@ -133,24 +133,24 @@ class Split:
         return set(self.entity_texts(*self.spans(self.tags))) if self.num_sentences <= LARGE else None
 
 
-def fields_of_tags(tags: TagStatistics, label_list: list[str], scheme: str | None) -> dict:
-    """The fields of a split that follow from its tags. scheme: as for decide_scheme."""
+def fields_of_tags(tags: TagStatistics, label_list: list[str], scheme: str | None, notes: list[str]) -> dict:
+    """The fields of a split that follow from its tags. scheme: as for decide_scheme. notes: of its source."""
     scheme, num_violations, first_violations = decide_scheme(tags.evidence, label_list, scheme)
     label_counts = np.array([tags.counts.get(label, 0) for label in label_list])
-    notes = [Note(count, what, examples) for what, (count, examples) in tags.notes.items()]
+    all_notes = [*notes, *(Note(count, what, examples) for what, (count, examples) in tags.notes.items())]
     iob1 = scheme == "IOB1"
     if iob1:
         scheme = "IOB2"
         label_counts, num_converted = counts_as_iob2(label_counts, tags.evidence, label_list)
         if num_converted:
-            notes.append(Note(num_converted, f"IOB1 tag{'s' * (num_converted > 1)} converted to IOB2", []))
+            all_notes.append(Note(num_converted, f"IOB1 tag{'s' * (num_converted > 1)} converted to IOB2", []))
     return {
         "scheme": scheme,
         "iob1": iob1,
         "num_violations": num_violations,
         "first_violations": first_violations,
         "label_counts": label_counts,
-        "notes": notes,
+        "notes": all_notes,
     }
 
 
