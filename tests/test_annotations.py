@@ -483,3 +483,242 @@ def test_the_flag():
 )
 def test_how_a_record_is_described(record, expected):
     assert describe_record(record, facts(record)) == expected
+
+
+# ---- several columns that may hold the tags or the spans of a text
+
+PER = [{"start": 0, "end": 4, "label": "PER"}]
+FLAIR = [{"text": "Anna", "start_pos": 0, "end_pos": 4, "labels": [{"value": "PER", "confidence": 0.9}]}]
+
+
+@pytest.mark.parametrize(
+    ("columns", "tags"),
+    [
+        ({"labels": [], "entities": FLAIR}, "B-PER O"),
+        ({"labels": [{"value": "NEWS", "confidence": 1.0}], "entities": FLAIR}, "B-PER O"),
+        ({"tags": [], "entities": PER}, "B-PER O"),
+        ({"ner": [], "entities": PER}, "B-PER O"),
+        ({"tags": ["music", "news"], "entities": PER}, "B-PER O"),
+        ({"tags": ["music", "news"], "entities": []}, "O O"),
+        ({"tags": ["B-PER", "O"], "spans": []}, "B-PER O"),
+        ({"tags": "B-PER O", "entities": []}, "B-PER O"),
+        ({"tags": ["music"], "spans": PER, "answer": "accept"}, "B-PER O"),
+        ({"label": PER, "entities": PER}, "B-PER O"),
+        ({"entities": ["B-PER", "O"]}, "B-PER O"),
+    ],
+)
+def test_the_column_that_is_filled_counts(columns, tags):
+    assert read({"text": "Anna sang"} | columns) == [("Anna sang", tags)]
+
+
+def test_two_filled_columns_need_the_flag():
+    both = {"text": "Anna sang", "tags": ["B-PER", "O"], "entities": [[5, 9, "ACT"]]}
+    fails("f:1: 'entities' holds spans and 'tags' holds tags of the text; choose one with --label_column_name", both)
+    assert read(both, labels="tags") == [("Anna sang", "B-PER O")]
+    assert read(both, labels="entities") == [("Anna sang", "O B-ACT")]
+    fails("f:1: 'entities' holds spans and 'label' holds spans", {"text": "Anna", "label": PER, "entities": FLAIR})
+    fails("f:1: 'labels' is empty, but 'annotations' holds spans", {"text": "a", "labels": [], "annotations": PER})
+    pos = {"text": "Anna sang", "pos_tags": "NNP VBD", "entities": PER}
+    assert read(pos, task="pos") == [("Anna sang", "NNP VBD")]
+
+
+@pytest.mark.parametrize("values", [["Anna", "Oslo"], "Anna Oslo"])
+def test_texts_are_no_spans(values):
+    fails("f:1: 'entities' holds texts without offsets (\"Anna\")", {"text": "Anna Oslo", "entities": values})
+
+
+def test_null_is_not_annotated():
+    assert read({"text": "Anna", "spans": None, "answer": "accept"}) == [("Anna", "O")]
+    fails("f:2: 'label' is null: not annotated", {"text": "Anna", "label": [[0, 4, "X"]]}, {"text": "a", "label": None})
+
+
+def test_spacys_json_has_other_spans_and_tokens():
+    tokens = [{"id": 0, "start": 0, "end": 4, "tag": "NNP"}, {"id": 1, "start": 5, "end": 9, "tag": "VBD"}]
+    groups = {"sc": [{"start": 5, "end": 9, "label": "ACT"}]}
+    doc = {"text": "Anna sang", "ents": PER, "sents": [{"start": 0, "end": 9}], "tokens": tokens, "spans": groups}
+    assert read(doc, doc | {"ents": []}, doc | {"spans": {}}) == [
+        ("Anna sang", "B-PER O"),
+        ("Anna sang", "O O"),
+        ("Anna sang", "B-PER O"),
+    ]
+
+
+# ---- spans
+
+
+def test_lists_of_starts_ends_and_types():
+    spans = {"start": [0], "end": [4], "label": ["PER"]}
+    empty = {"start": [], "end": [], "label": []}
+    records = [{"text": "Anna sang", "spans": value} for value in (spans, empty, repr(spans))]
+    assert [tags for _, tags in read(*records)] == ["B-PER O", "O O", "B-PER O"]
+    fails("f:1: {", {"text": "Anna", "spans": spans | {"end": []}})
+
+
+def test_types_of_spans():
+    text = {"text": "Anna sang"}
+    assert read(text | {"label": [[0, 4, "PER"], [5, 9, "O"]]}) == [("Anna sang", "B-PER O")]
+    assert read(text | {"label": [[0, 4, "E-MAIL"]]}) == [("Anna sang", "B-E-MAIL O")]
+    fails('f:1: [0, 4, "B-PER"] is a span with the prefix of a tag', text | {"label": [[0, 4, "B-PER"]]})
+    fails('f:1: [5, 9, "S-PER"] is a span with the prefix of a tag', text | {"label": [[5, 9, "S-PER"]]})
+    fails("f:1: [0, 4, 3] is not a span: its type is a number, as of a ClassLabel", text | {"label": [[0, 4, 3]]})
+    for labels in (["A", "B"], []):
+        span = {"start": 0, "end": 4, "labels": labels}
+        fails(f"f:1: {json.dumps(span)} is not a span: it has {len(labels)} types", task("Anna", span))
+
+
+@pytest.mark.parametrize("key", ["text", "word", "mention", "quote", "surface", "value"])
+def test_quoted_text_under_other_keys(key):
+    span = {"start": 2, "end": 5, "type": "PER", key: "王小明"}
+    assert read(CHINESE | {"label": [span]})[0][1] == "O B-PER I-PER I-PER O O O O"
+    other = {"text": "Anna sang", "label": [{"start": 0, "end": 4, "type": "PER", key: "sang"}]}
+    if key == "value":  # a synonym
+        assert read(other) == [("Anna sang", "B-PER O")]
+    else:
+        fails("f:1: span 0-4 PER is 'Anna' in the text, but annotated as 'sang'", other)
+
+
+def test_words_of_a_tokenizer_are_normalized():
+    span = {"start": 0, "end": 7, "entity_group": "PER", "word": "\u2581rene b"}
+    assert read({"text": "Ren\u00e9  B", "label": [span]}) == [("Ren\u00e9 B", "B-PER I-PER")]
+
+
+def test_the_better_reading_of_offsets_counts():
+    exact = {"text": f"{SMILE} 王 小 明", "label": [[3, 4, "PER"]]}  # the other reading is a blank
+    assert read(exact) == [(f"{SMILE} 王 小 明", "O B-PER O O")]
+    blanks = {"text": f"{SMILE}王 小明", "label": [[3, 5, "PER"]]}  # the other reading begins with a blank
+    assert read(blanks) == [(f"{SMILE} 王 小 明", "O O B-PER I-PER")]
+    one_cut = {"text": f"{SMILE} Anna sang", "label": [[3, 9, "PER"]]}  # "nna sa" or "Anna s"
+    assert facts(one_cut, widen_spans=True).span_offsets == "utf16"
+    assert facts(one_cut).span_offsets is None
+    equal = {"text": f"{SMILE} Annax", "label": [[3, 7, "PER"]]}
+    fails("f:1: span 3-7 PER is 'nnax' in characters and 'Anna' in UTF-16 units; pass", equal, widen_spans=True)
+
+
+# ---- Label Studio: several annotations, none, choices
+
+
+def annotated(*annotations: dict, **columns) -> dict:
+    return {"id": 1, "data": {"text": "Anna sang"}, "annotations": list(annotations)} | columns
+
+
+def annotation(*regions: dict, **columns) -> dict:
+    return {"result": [{"type": "labels", "value": value} for value in regions]} | columns
+
+
+def test_several_annotations():
+    anna, sang = region(0, 4, "Anna"), region(5, 9, "sang", "ACT")
+    cases = [
+        (annotated(annotation(anna), annotation(sang)), "B-PER O", "the first"),
+        (annotated(annotation(anna), annotation(sang, ground_truth=True)), "O B-ACT", "the ground truth"),
+        (annotated(annotation(), annotation(sang)), "O B-ACT", "the first with regions"),
+        (annotated(annotation(), annotation(sang), annotation(ground_truth=True)), "O O", "the ground truth"),
+    ]
+    for record, tags, which in cases:
+        assert read(record) == [("Anna sang", tags)]
+        (note,) = notes(record)
+        assert note.startswith(f"tasks have several annotations, of which {which} is read: ")
+    assert notes(annotated(annotation(anna, was_cancelled=True), annotation(sang))) == []
+
+
+def test_files_without_an_annotated_task():
+    anna = annotation(region(0, 4, "Anna"))
+    cancelled = annotated(anna | {"was_cancelled": True})
+    fails("f: none of its 2 tasks of Label Studio has an annotation that was not cancelled", annotated(), cancelled)
+    predicted = {"id": 1, "data": {"text": "Anna"}, "predictions": [anna]}
+    for record in (predicted, annotated(predictions=[anna])):
+        fails("f: none of its 1 tasks of Label Studio has an annotation", record)
+        assert "predictions are not read" in facts(record).refusal
+    choices = annotated({"result": [{"type": "choices", "value": {"choices": ["news"]}}]})
+    fails("f: its annotations by Label Studio are classifications of whole texts", choices)
+    assert [tags for _, tags in read(choices, annotated(anna))] == ["O O", "B-PER O"]
+    assert facts(annotated(annotation())).refusal is None  # without entities
+
+
+def test_regions_after_many_tasks():
+    tasks = [([i], {"text": "It rained", "id": i}) for i in range(1, 1006)]
+    last = ([1006], {"text": "Anna sang", "id": 0, "label": [region(0, 4)]})
+    assert file_facts(iter([*tasks, last]), Columns(), "f", may_have_astral=False).regions == "label"
+    plain = {"text": "a", "id": 1, "label": [[0, 1, "X"]]}
+    endless = (([1], plain) for _ in iter(int, 1))
+    assert file_facts(endless, Columns(), "f", may_have_astral=False) == Columns()
+
+
+def test_regions_without_a_text_are_refused_by_name():
+    fails("f:1: hypertextlabels marks places in HTML", {"html": "<p>", "label": [XPATH | {"hypertextlabels": ["A"]}]})
+    fails(
+        "f:1: rectanglelabels marks regions of an image", {"image": "a", "box": '[{"x": 1, "rectanglelabels": ["A"]}]'}
+    )
+
+
+# ---- nested and other formats
+
+
+@pytest.mark.parametrize(
+    ("message", "record"),
+    [
+        ("its 'annotatable' is nested JSON as tagtog", {"annotatable": {"parts": ["s1h1"]}, "entities": []}),
+        ("its 'examples' is nested JSON as LightTag", {"examples": [{"content": "Anna", "annotations": []}]}),
+        ("its 'fields' is nested JSON as Argilla", {"fields": {"text": "Anna"}, "responses": {}}),
+        ("its 'classes' is nested JSON as NER Annotator", {"classes": ["A"], "annotations": [["a", {"entities": []}]]}),
+        ("its 'rasa_nlu_data' is nested JSON as Rasa", {"rasa_nlu_data": {"common_examples": []}}),
+        ("its 'passages' is nested JSON as BigBio", {"passages": [{"text": ["a"]}], "entities": []}),
+        ("its 'annotation' is nested JSON as Dataturks", {"content": "Anna", "annotation": [{"label": ["A"]}]}),
+        ("it is a whole table, as pandas", {"columns": ["text"], "index": [0], "data": [["a"]]}),
+        ("it is a whole table, as pandas", {"schema": {}, "data": [{"text": "a"}]}),
+        ("'tokens' is a whole column, as pandas", {"tokens": {"0": ["a"]}, "tags": {"0": ["O"]}}),
+        ("its 'data' is nested JSON (1 values)", {"data": [{"text": "a", "label": []}]}),
+        ("its 'train' is nested JSON (1 values)", {"train": [{"text": "a"}], "test": []}),
+        ("its 'a' is nested JSON", {"a": {"text": "a", "entities": []}}),
+        (
+            'a tag is {"type": "A", "start": 0, "end": 1}; spans beside words are read as GLiNER',
+            {"tokens": ["a", "b"], "entities": [{"type": "A", "start": 0, "end": 1}]},
+        ),
+    ],
+)
+def test_other_formats_are_refused_by_name(message, record):
+    fails(f"f:1: {message}", record)
+
+
+def test_half_of_a_surrogate_pair():
+    with pytest.raises(ValueError, match=r"f:1: 'utf-8' codec can't encode .* half of a surrogate pair \(\\ud83d\)"):
+        read({"tokens": ["\ud83d"], "tags": ["O"]})
+
+
+def test_one_word_per_record():
+    words = [{"sentence_id": 1, "word": "Anna", "tag": "B-PER"}, {"sentence_id": 1, "word": "sang", "tag": "O"}]
+    fails("f: it has one word per record", *words)
+    fails("f: it has one word per record", {"text": "Anna", "tags": "B-PER"}, {"text": "Berg", "tags": "I-PER"})
+    assert read({"text": "Hi", "tags": "O"}, {"text": "Ho", "tags": "O"}) == [("Hi", "O"), ("Ho", "O")]
+
+
+# ---- cells
+
+
+def test_cells_of_other_lists():
+    def cells(tokens, tags):
+        return {"tokens": tokens, "ner_tags": tags}
+
+    assert read(cells("[]", "[]"), cells("['Anna']", "['O']")) == [("", ""), ("Anna", "O")]
+    assert read({"text": "[]", "label": []}) == [("[ ]", "O O")]  # a text
+    assert read(cells("('Anna', 'sang')", "('B-PER', 'O')")) == [("Anna sang", "B-PER O")]
+    assert read(cells("Anna", "B-PER|B-LOC"), cells("and/or", "CC"), cells("a , b", "NN , NN")) == [
+        ("Anna", "B-PER|B-LOC"),
+        ("and/or", "CC"),
+        ("a , b", "NN , NN"),
+    ]
+    array = "array(['Anna'], dtype=object)"
+    fails(f"f:1: {array} is a list as numpy or R writes it", cells(array, array))
+    fails('f:1: c("O", "O") is a list as numpy or R writes it', cells('c("a", "b")', 'c("O", "O")'))
+    fails("f:1: {B-PER,O} is an array as PostgreSQL writes it", cells("{Anna,sang}", "{B-PER,O}"))
+    for separator in ("|", ",", ";", ", "):
+        joined = cells(separator.join(["Anna", "sang"]), separator.join(["B-PER", "O"]))
+        fails(f"f:1: words and tags look joined by {separator.strip()!r}", joined)
+    fails("f:1: the cells 'nan' and 'nan' are missing values", cells("nan", "nan"))
+
+
+def test_cells_of_numpys_objects():
+    cell = """[{'start': 0, 'end': 4, 'label': 'PER', 'score': nan}
+ {'start': 5, 'end': 9, 'label': '} {nan'}]"""
+    assert read_all({"text": "Anna sang", "label": cell})[0]["tags"] == ["B-PER", "B-} {nan"]
+    cell = "[{'start': np.int64(0), 'end': np.int64(4), 'labels': array(['PER'], dtype=object)}]"
+    assert read({"text": "Anna sang", "label": cell}) == [("Anna sang", "B-PER O")]

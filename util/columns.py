@@ -76,7 +76,7 @@ _TOOLS = {
     "fields": "Argilla",
     "responses": "Argilla",
     "classes": "NER Annotator",
-    "annotation": "Dataturks, in which the end is the last character,",
+    "annotation": "Dataturks",
 }  # a key -> the tool that writes it
 
 
@@ -92,7 +92,8 @@ def refuse_nested(record: dict, columns: Columns) -> None:
         raise ValueError(f'{problem}; write to_json(path, orient="records", lines=True)')
     key = next((name for name in _TOOLS if isinstance(record.get(name), (list, dict))), None)
     if key:
-        raise ValueError(f"its {key!r} is as {_TOOLS[key]} writes it, nested JSON; {_PER_TEXT}")
+        inclusive = ", where the end is the character after the span" if key == "annotation" else ""
+        raise ValueError(f"its {key!r} is nested JSON as {_TOOLS[key]} writes it; {_PER_TEXT}{inclusive}")
     if lower & {name.lower() for name in text_columns(columns)}:
         return
     for name, values in record.items():
