@@ -122,7 +122,7 @@ def _detect_table(
     has_names = _names_both(rows[0], text_columns, label_columns)
     known = [name.lower() for name in (*text_columns, *label_columns) if not name.isdigit()]
     evidence = 1.0 if has_names else header_evidence(rows, known)
-    sentence_cells = None if has_names else _sentence_per_line(rows)
+    sentence_cells = None if has_names or delimiter == " " else _sentence_per_line(rows[:200])
     if sentence_cells and delimiter != "\t":
         evidence = 1.0  # sentences in CSV need names of columns
     elif sentence_cells and evidence < 1:

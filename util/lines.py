@@ -28,7 +28,7 @@ def text_lines(path: str, block: Block | None = None) -> Iterator[tuple[int, str
     with open(path, "rb") as file:
         file.seek(block.start)
         while num_bytes > 0:
-            raw_lines = file.readlines(min(num_bytes, 1 << 20))  # whole lines of about 1 MB
+            raw_lines = file.readlines(min(num_bytes, 1 << 15))  # whole lines, as many as fit into the CPU's cache
             if not raw_lines:
                 return
             size = sum(map(len, raw_lines))
