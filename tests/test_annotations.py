@@ -722,3 +722,11 @@ def test_cells_of_numpys_objects():
     assert read_all({"text": "Anna sang", "label": cell})[0]["tags"] == ["B-PER", "B-} {nan"]
     cell = "[{'start': np.int64(0), 'end': np.int64(4), 'labels': array(['PER'], dtype=object)}]"
     assert read({"text": "Anna sang", "label": cell}) == [("Anna sang", "B-PER O")]
+
+
+def test_words_of_ascii_text_are_those_of_any_text():
+    """Every pair of ASCII characters, once alone and once beside a character that is not ASCII."""
+    for first in map(chr, range(128)):
+        for second in map(chr, range(128)):
+            text = f"{first}{second}"
+            assert split_words(text) == [span for span in split_words(f"{text} é") if span[0] < 2], ascii(text)

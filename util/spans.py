@@ -45,9 +45,14 @@ _ALONE = r"\p{P}\p{S}\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fff
 _WORD = regex.compile(rf"[{_ALONE}]|[^\s\x1c-\x1f{_ALONE}]+")
 
 
+# The same for ASCII text. re is twice as fast as regex.
+_ASCII_WORD = re.compile(r"[!-/:-@\[-`{-~]|[^\s!-/:-@\[-`{-~]+")
+
+
 def split_words(text: str) -> list[Range]:
     """Text -> (start, end) of its words. "in 東京!" has the words "in", "東", "京", "!"."""
-    return [match.span() for match in _WORD.finditer(text)]
+    pattern = _ASCII_WORD if text.isascii() else _WORD
+    return [match.span() for match in pattern.finditer(text)]
 
 
 # --------------------------------------------------------------------------------------------------
