@@ -65,7 +65,7 @@ def _without_comments(lines: list[str]) -> list[str]:
         is_sentence = not line.startswith("# ") and not PROBABLY_COMMENT.match(line)
         return is_sentence and any(line.count(separator) == counts[separator] for separator in separators)
 
-    return [line for line in lines if not line.startswith("#") or is_row(line)]
+    return [line for line in lines if not line.startswith("#") or is_row(line)] or others
 
 
 def _refuse_by_name(path: str, beginning: str, lines: list[str]) -> None:
@@ -125,7 +125,7 @@ def _detect_table(
     sentence_cells = None if has_names or delimiter == " " else _sentence_per_line(rows[:200])
     if sentence_cells and delimiter != "\t":
         evidence = 1.0  # sentences in CSV need names of columns
-    elif sentence_cells and evidence < 1:
+    elif sentence_cells and (evidence < 1 or " " in rows[0][sentence_cells[1]].strip()):
         names = [str(i) for i in range(1, len(rows[0]) + 1)]
         for cell, name in zip(sentence_cells, ("tokens", "tags")):
             names[cell] = name

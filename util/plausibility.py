@@ -32,12 +32,15 @@ def kind(values: Iterable[str]) -> str:
 
 
 def looks_like_words(values: list[str]) -> bool:
-    """Whether most values have letters that are not ASCII capitals, as tags of parts of speech (NNP) have, or vary."""
-    if kind(values) != "text":
-        return False
+    """Whether most values have letters that are not ASCII capitals, as tags of parts of speech (NNP) have."""
     with_letters = [value for value in values if any(c.isalpha() and not "A" <= c <= "Z" for c in value)]
-    varied = len(values) > 2 and 2 * len(set(values)) > len(values) and any(map(str.isalpha, values))
-    return 2 * len(with_letters) >= len(values) or varied
+    return kind(values) == "text" and 2 * len(with_letters) >= len(values)
+
+
+def could_be_words(values: list[str]) -> bool:
+    """Whether values look like words, or are words in capitals: most of them differ."""
+    is_varied = len(values) > 2 and 2 * len(set(values)) > len(values) and any(map(str.isalpha, values))
+    return looks_like_words(values) or (is_varied and kind(values) == "text")
 
 
 def is_chunks(values: list[str]) -> bool:
@@ -97,7 +100,7 @@ def check_plausible(records: list[dict], columns: Columns, has_names: bool, name
 def _implausible_words(sample: Sample) -> str | None:
     words, shown = sample.words, ", ".join(map(repr, dict.fromkeys(sample.words[:3])))
     what = kind(words)
-    has_other_words = any(looks_like_words(values) for values in sample.others.values())
+    has_other_words = any(could_be_words(values) for values in sample.others.values())
     num_blank = sum(not word.strip() for word in words)
     if what == "blank" or (3 * num_blank >= len(words) and has_other_words):
         return f"{num_blank} of {len(words)} words are blank"
@@ -176,7 +179,7 @@ def _advice(sample: Sample, has_names: bool) -> str:
     """The flags that would read the file, if its columns show them."""
     numbers = {name: name if has_names else str(i) for i, name in enumerate(sample.columns, 1)}
     few_blank = [name for name, values in sample.columns.items() if 3 * values.count("") < len(values)]
-    texts = [name for name in few_blank if looks_like_words(sample.columns[name])]
+    texts = [name for name in few_blank if could_be_words(sample.columns[name])]
     text = max(texts, key=lambda name: len(set(sample.columns[name])), default=None)
     label = next((name for name, values in sample.columns.items() if kind(values) == "tags"), None)
     if text and not label and len(sample.columns) == 2:
