@@ -257,3 +257,44 @@ def test_how_a_file_is_read_is_described(name, tmp_path):
 
 def test_the_cache_of_this_test_is_its_own():
     assert str(sources.cached("x")["cache_file_name"]).startswith(CACHE.name)
+
+
+def test_the_splits_of_a_corpus_have_one_column_of_tags(encoders, tmp_path):
+    header = "TOKEN\tNE-COARSE-LIT\tNE-COARSE-METO\tMISC\n"
+    (tmp_path / "train.tsv").write_text(
+        header + "Anna\tB-pers\tO\t_\nsagt\tO\tO\tEndOfSentence\nBern\tB-loc\tB-org\t_\n"
+    )
+    (tmp_path / "dev.tsv").write_text(header + "Oslo\tO\tB-org\t_\nsagt\tO\tO\tEndOfSentence\nBern\tB-loc\tO\t_\n")
+    files = {"train_file": str(tmp_path / "train.tsv"), "validation_file": str(tmp_path / "dev.tsv")}
+    splits, _ = load(encoders["wordpiece"], **files)
+    assert splits["validation"].sentences["tags"][:] == [["O", "O"], ["B-loc"]]
+    note = "NE-COARSE-LIT is read as tags, but NE-COARSE-METO (B-org) could be; --label_column_name chooses"
+    assert f"{tmp_path / 'train.tsv'}: {note}" in data_report.checks(splits, 16)
+
+
+@pytest.mark.parametrize("stray", ["PER", "0", "o"])
+def test_a_stray_tag_is_an_error_with_its_position(stray, encoders, tmp_path):
+    rows = "Anna B-PER\nBerg I-PER\nsang O\n\n" * 30
+    (tmp_path / "train").write_text(rows)
+    (tmp_path / "dev").write_text(f"{rows}Oslo B-PER\nist O\nschön {stray}\n")
+    files = {"train_file": str(tmp_path / "train"), "validation_file": str(tmp_path / "dev")}
+    message = rf"dev:123: tag '{stray}' has no prefix, as 121 tags have; 1 have none.*--tag_scheme plain"
+    with pytest.raises(ValueError, match=message):
+        load(encoders["wordpiece"], **files)
+    assert load(encoders["wordpiece"], **files, tag_scheme="plain")[0]["train"].scheme is None
+
+
+SCHEMES = {  # tags -> how they are read
+    "B-PER I-PER O | " * 9 + "S-PER O": "IOB2, 1 exception",
+    "I-PER O | " * 8 + "S-PER O": "IOB1, 1 exception",
+    "B-PER I-PER O | " * 6 + "B-PER E-PER O": "IOB2, 1 exception",
+    "B-PER E-PER O S-LOC | " * 9 + "B-PER I-PER O": "BIOES, 1 exception",
+    "b i o | b o": "IOB2",
+}
+
+
+@pytest.mark.parametrize("text", SCHEMES)
+def test_a_few_errors_do_not_change_the_scheme(text, encoders, tmp_path):
+    sentences = [part.split() for part in text.split("|")]
+    write_conll(tmp_path / "x", [{"tokens": ["x"] * len(tags), "tags": tags} for tags in sentences])
+    assert load(encoders["wordpiece"], train_file=str(tmp_path / "x"))[0]["train"].read_scheme == SCHEMES[text]
