@@ -194,7 +194,7 @@ def check(seed: int, encoder: str, folder) -> str:
     return "read"
 
 
-@pytest.mark.parametrize("seeds", [range(60), pytest.param(range(60, 4000), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("seeds", [range(100), pytest.param(range(100, 4000), marks=pytest.mark.slow)], ids=str)
 def test_a_generated_corpus_is_read_as_it_was_written_or_refused(seeds, encoders, tmp_path):
     outcomes = [check(seed, encoders["wordpiece"], tmp_path) for seed in seeds]
     refused = [outcome for outcome in outcomes if outcome != "read"]
