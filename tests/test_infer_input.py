@@ -70,6 +70,8 @@ CORPORA = {  # name -> (file name, content, words of every sentence, columns)
     "words": ("x.tsv", "Anna\nsang\n\nBo\n", [["Anna", "sang"], ["Bo"]], NO_NAMES),
     "words, conll": ("x.conll", "Anna\nsang\n\nBo\n", [["Anna", "sang"], ["Bo"]], NO_NAMES),
     "empty labels": ("x.csv", "id,text,label\n1,It rained.,\n2,Bo ran.,\n", [["It", "rained", "."], ["Bo", "ran", "."]], NO_NAMES),
+    "empty labels, commas": ("x.csv", 'id,text,label\n1,"It rained, and",\n2,Bo,\n', [["It", "rained", ",", "and"], ["Bo"]], NO_NAMES),
+    "classes": ("x.csv", "text,label\nIt rained.,pos\nBo ran.,neg\n", [["It", "rained", "."], ["Bo", "ran", "."]], NO_NAMES),
     "an id and a list": ("x.csv", "id,tokens\n1,\"['Anna', 'sang']\"\n", [["Anna", "sang"]], NO_NAMES),
     "a list, and tags that are none": ("x.csv", "id,tokens,tags\n1,\"['Anna', 'sang']\",?\n", [["Anna", "sang"]], NO_NAMES),
     "id and text": ("x.csv", "id,text\n1,Anna sang.\n2,Bo.\n", [["Anna", "sang", "."], ["Bo", "."]], NO_NAMES),
@@ -128,6 +130,9 @@ TEXTS = {  # name -> content
     "words": "Anna\nsang\n\nBo\n",
     "markdown": "# Title\n\n- one\n- two\n\n| a | b |\n|---|---|\n",
     "commas": "Anna, Bo\nCy, Di\n",
+    "names of columns": "Word\tTag\n",
+    "names of columns, a comma": "text,tags\n",
+    "names of columns, a semicolon": "text;tags\nAnna sang\n",
     "blank lines": "\n\nAnna\n\n",
 }
 
@@ -171,8 +176,19 @@ def test_json_lines(name, suffix, tmp_path):
 def test_a_column_of_training_that_is_not_there_is_not_used(tmp_path):
     source = opened(tmp_path, "x.jsonl", '{"text": "Anna"}\n', Columns("body"), is_named=False)
     assert [words(document) for document in found(source)] == [["Anna"]]
+    source = opened(tmp_path, "x.jsonl", '{"text": "Anna", "id": 3}\n', Columns("2"), is_named=False)
+    assert [words(document) for document in found(source)] == [["Anna"]]
     with pytest.raises(ValueError, match="no column 'body' among text"):
         found(opened(tmp_path, "x.jsonl", '{"text": "Anna"}\n', Columns("body")))
+
+
+def test_a_column_that_must_be_named(tmp_path):
+    with pytest.raises(ValueError, match="among name; name it with --text_column_name"):
+        found(opened(tmp_path, "x.csv", "name\nAnna sang.\n"))
+    with pytest.raises(ValueError, match="no tags such as B-PER .'x', 'y'.*--label_column_name 2"):
+        opened(tmp_path, "x.txt", "Anna\tB-PER\tx\nsang\tO\ty\n")
+    with pytest.raises(ValueError, match="x.txt:1: the words are numbers"):
+        opened(tmp_path, "x.txt", NUMBERED)
 
 
 def test_a_value_that_is_no_word_is_named(tmp_path):

@@ -113,7 +113,7 @@ class Input:
         record = record if isinstance(record, dict) else as_record(record)
         json.dumps(record, ensure_ascii=False).encode()  # raises for half of a surrogate pair, which is not text
         columns = self.columns
-        if columns.text and not (self.is_named or _has_column(record, columns)):
+        if columns.text and not (self.is_named or _has_column(record, columns.text)):
             columns = Columns(task=columns.task)  # a model may be trained on a file of other columns
         return document_of_record(record, columns)._replace(record=record)
 
@@ -176,11 +176,9 @@ def _values(record: dict) -> dict:
     return data | {name: record[name] for name in record if name != "data"} if isinstance(data, dict) else record
 
 
-def _has_column(record: dict, columns: Columns) -> bool:
-    try:
-        return bool(pick_column(_values(record), "", text_columns(columns)))
-    except ValueError:
-        return False
+def _has_column(record: dict, column: str) -> bool:
+    """Whether a column has this name. A number counts as one only where it is meant for this file."""
+    return column.lower() in [name.lower() for name in _values(record)]
 
 
 def _list_of_words(text):

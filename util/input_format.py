@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from util.annotations import Columns, label_columns, text_columns
@@ -93,31 +94,22 @@ def begins_with_json(beginning: bytes) -> bool:
     text = beginning.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace").lstrip()
     if not _LIKE_JSON.match(text):
         return False
-    if len(beginning) == BEGINNING_SIZE or _first_value_is_json(text):
+    is_cut = len(beginning) == BEGINNING_SIZE and "\n" not in text
+    if is_cut or _first_value_is_json(text):
         return True
     return any(_is_object(line) for line in text.split("\n", 20)[1:20])  # only the first line is invalid
 
 
 def _first_value_is_json(text: str) -> bool:
-    """Whether the first value is valid, and nothing but further values follows on its line."""
-    try:
-        _, end = _decode(text)
-    except (ValueError, RecursionError):
-        return _has_object(text)
-    rest = text[end:].partition("\n")[0].strip()
-    return not rest or rest[0] in ",{["
-
-
-def _has_object(text: str) -> bool:
-    """Whether the first object of an array is valid, though the array is not."""
-    if not text.startswith("["):
-        return False
-    start = text.index("{")
-    try:
-        _decode(text, start)
-    except (ValueError, RecursionError):
-        return False
-    return True
+    """Whether the first value, or the first object in an array, is valid, and followed by others on its line."""
+    for start in (0, text.index("{")):
+        try:
+            _, end = _decode(text, start)
+        except (ValueError, RecursionError):
+            continue
+        rest = text[end:].partition("\n")[0].strip()
+        return not rest or rest[0] in ",{[]"
+    return False
 
 
 def _is_object(line: str) -> bool:
@@ -165,7 +157,9 @@ def _one_column(path: str, suffix: str, columns: Columns) -> Reader | None:
     if suffix not in (".csv", ".tsv") or not lines_of_words:
         return None
     name = lines_of_words[0].strip(' "')
-    if name.lower() in [column.lower() for column in text_columns(columns) if not column.isdigit()]:
+    # Without a known name, a header of one word above texts: its name is in the error of the first text.
+    is_header = len(split_columns(name)) == 1 and not set(name) & set(",;\t") and any(" " in line for line in lines)
+    if is_header or name.lower() in [column.lower() for column in text_columns(columns) if not column.isdigit()]:
         delimiter = "\t" if suffix == ".tsv" else ","
         quoted = delimiter == "," or uses_quotes(path, lines_of_words, delimiter)
         is_column_of_words = name.lower() not in ("text", "sentence") and _are_words(lines)
@@ -184,25 +178,22 @@ def _are_words(lines: list[str]) -> bool:
 
 
 def _with_texts_per_row(reader: Reader, columns: Columns) -> Reader:
-    """With a text in every row, if the column of tags is empty and that of the text has blanks.
+    """With a text in every row, if most texts have blanks, or if the column of tags is empty.
 
-    Such a table without tags (pandas, Label Studio) looks as if a row had a word and a tag.
+    Such a table without tags (pandas, Label Studio, classes of texts) looks as if a row had a word and a tag.
     """
     if reader.function is not read_csv or reader.options.get("names") or not reader.options.get("word_per_row"):
         return reader
     by_row = dataclasses.replace(reader, options=reader.options | {"word_per_row": False})
-    texts: list[str] = []
+    texts, labels = [], []
     for _, record in first_records(by_row, 200):
         cells = {name.lower(): cell for name, cell in record.items()}
-        text, label = (
-            next((cells[name.lower()] for name in names if name.lower() in cells), "")
-            for names in (text_columns(columns), label_columns(columns))
-        )
-        if label.strip():
-            return reader
-        texts.append(text.strip())
-    has_blanks = [" " in text for text in texts]
-    return by_row if 2 * sum(has_blanks) > len(texts) else reader
+        for names, values in ((text_columns(columns), texts), (label_columns(columns), labels)):
+            cell = next((cells[name.lower()] for name in names if name.lower() in cells), "")
+            values.append(cell.strip())
+    num_with_blanks = sum(" " in text for text in texts)
+    is_text = 2 * num_with_blanks > len(texts) or (num_with_blanks > 0 and not any(labels))
+    return by_row if is_text else reader
 
 
 # --------------------------------------------------------------------------------------------------
@@ -234,8 +225,11 @@ def _is_table(lines: list[str], reader: Reader) -> bool:
     if names:  # quoted cells, or a tag behind a comma in every line
         rows = csv.reader(lines, delimiter=delimiter)
         return len(names) > 1 and _are_entities([row[-1] for row in rows if row])
-    header = next(csv.reader(lines[:1], delimiter=delimiter), [])
-    return sum(name.strip().lower() in KNOWN_NAMES for name in header) >= 2
+    quoting = csv.QUOTE_MINIMAL if reader.options["quoted"] else csv.QUOTE_NONE
+    header, *rows = csv.reader(lines, delimiter=delimiter, quoting=quoting)
+    num_regular = sum(len(row) == len(header) for row in rows)
+    has_known_names = sum(name.strip().lower() in KNOWN_NAMES for name in header) >= 2
+    return has_known_names and bool(rows) and 10 * num_regular >= 9 * len(rows)
 
 
 def _are_columns(path: str, reader: Reader) -> bool:
@@ -262,10 +256,11 @@ def _are_columns(path: str, reader: Reader) -> bool:
     if not layout.has_tabs:
         return _are_tags(tags)
     has_borders = not all(line.strip() for line in "".join(lines).strip().split("\n"))
-    return _are_tags(tags) or _are_labels(rows, has_borders)
+    # Training refuses a file whose tags are not in the last column, and names the flags that read it.
+    return any(map(_are_tags, list(zip(*rows))[1:])) or _are_labels(rows, has_borders)
 
 
-def _are_tags(tags: list[str]) -> bool:
+def _are_tags(tags: Sequence[str]) -> bool:
     """Whether most values are such as B-PER and O, and both occur."""
     num_tags = sum(IOB_TAG.fullmatch(tag) is not None for tag in tags)
     has_outside = "O" in tags or "o" in tags
