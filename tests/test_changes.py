@@ -305,6 +305,9 @@ CHANGES = {
     "a new file format": Change(
         "util/format_detection.py",
         """
+-from util.lines import IOB_TAG, PROBABLY_COMMENT, beginning_of, check_encoding, is_border, split_columns
++from util.lines import IOB_TAG, PROBABLY_COMMENT, beginning_of, check_encoding, is_border, split_columns, text_lines
+@@
 +def read_slashes(path: str, block):
 +    for number, line in text_lines(path, block):  # word/TAG word/TAG
 +        pairs = [word.rpartition("/") for word in line.split()]

@@ -32,10 +32,10 @@ def choose_reader(path: str, text_columns: list[str], label_columns: list[str]) 
     suffix = Path(path).suffix.lower()
     with open(path, "rb") as file:
         start = file.read(1 << 16)
-    if suffix == ".parquet" or start.startswith(b"PAR1"):
+    beginning = start.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
+    if suffix == ".parquet" or beginning.startswith("PAR1"):
         return Reader(read_parquet, path, description="Parquet")
     check_encoding(path, start)
-    beginning = start.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     if suffix in (".json", ".jsonl", ".ndjson") or _JSON.match(beginning):
         if beginning.startswith("[") and not re.match(r'\[\s*"', beginning):
             return Reader(read_json_array, path, description="JSON array")
