@@ -143,7 +143,10 @@ def read_source(
     columns = source.columns
     try:
         names = _label_names(source.features, columns)
-        fingerprint = Hasher.hash((source.digest, source.name, names, astuple(columns), _readers_digest()))
+        # The layout of columns follows from the content; its set of values has no fixed order.
+        options = {name: value for name, value in source.reader.options.items() if name != "layout"}
+        key = (source.digest, source.name, names, astuple(columns), options, _readers_digest())
+        fingerprint = Hasher.hash(key)
         prefix = cached(fingerprint)["cache_file_name"].removesuffix(".arrow")
         paths = [f"{prefix}-{i:06}.arrow" for i in range(len(source.blocks))]
         tasks = [
