@@ -28,7 +28,7 @@ import model as modeling
 from util import data_report, documents, report
 from util.annotations import Columns
 from util.arguments import ArgumentParser, non_negative_int, positive_int
-from util.corpus_scan import tag_statistics
+from util.corpus_scan import refuse_stray_tags, tag_statistics
 from util.device import pick_device, synchronize, to_device
 from util.distributed import Ranks, exit_on_error, get_ranks, join_process_group, quiet
 from util.documents import Document, Tagged
@@ -213,9 +213,9 @@ def training_flags(model: str) -> argparse.Namespace:
 
 def columns_of(args: argparse.Namespace) -> Columns:
     """The columns of --input_file: as in training, where no flag names them."""
-    columns = data.columns_of(training_flags(args.model))
-    text, labels = args.text_column_name or columns.text, args.label_column_name or columns.labels
-    return dataclasses.replace(columns, text=text, labels=labels)
+    of_run = data.columns_of(training_flags(args.model))
+    text, labels = args.text_column_name, args.label_column_name
+    return dataclasses.replace(of_run, text=text or of_run.text, labels=labels or of_run.labels)
 
 
 def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
@@ -228,6 +228,7 @@ def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
     others = sorted(set(statistics.counts) - set(tagger.label_list))
     label_list = make_label_list(set(), (*tagger.label_list, *others))  # of the model, then of the file
     scheme = decided_scheme(args.input_file, vars(flags), tagger.model.config)
+    refuse_stray_tags({"file": (source, sentences)}, {"file": statistics}, scheme)
     tagger.tokenizer.model_max_length = tagger.window_size
     split = data.make_split(source, sentences, statistics, label_list, scheme, tagger.tokenizer, args.stride)
     split.convert_for(tagger.label_list)
@@ -254,8 +255,7 @@ def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
     print(f"{args.input_file}: {len(predicted):,} words{loss}, accuracy {scores['accuracy']:.4f}")
     print(metrics.table(scores))
     if args.output_file:
-        title = f"{args.model} on {args.input_file}"
-        train_entities = None
+        title, train_entities = f"{args.model} on {args.input_file}", None
         with contextlib.suppress(ValueError, OSError):  # the files of the run may no longer be there
             train_entities = data.load_splits(flags, tagger.tokenizer)["train"].entities
         page = report.render_report(title, scores, split, predicted, probabilities, train_entities)

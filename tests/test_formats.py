@@ -147,7 +147,7 @@ REFUSED = {  # name -> (file name, content, parts of the error, flags)
     "slashes": ("a.txt", "Anna/NNP sang/VBD ./.\nIt/PRP rained/VBD ./.\n", ["joined by /", "a tab"], {}),
     "a sentence a line, unequal": ("a.txt", "Anna sang\tB-PER O\nIt rained hard\tO O\n", ["a.txt:2: 3 words but 2 tags"], {}),
     "names or words": ("a.csv", "Wort,Etikett\nAnna,Name\nsang,Verb\n\nOslo,Name\n", ["may be a header or a word", "tokens and tags"], {}),
-    "names in another language, not named": ("a.conll", "mot\tétiquette\nAnna\tB-PER\nsang\tO\n\nOslo\tB-LOC\n", ["among mot, étiquette", "--text_column_name"], {}),
+    "names in another language, not named": ("a.conll", "mot\tétiquette\nAnna\tB-PER\nsang\tO\n\nOslo\tB-LOC\n", ["'mot', 'étiquette' may be a header or a word", "--text_column_name mot --label_column_name étiquette"], {}),
     "entities in MISC": ("a.conllu", CONLLU, ["MISC has name=B-PER: pass --label_column_name name"], {}),
     "no such attribute": ("a.conllu", CONLLU, ["no column 'foo'", "MISC, which has SpaceAfter, name"], {"label_column_name": "foo"}),
     "an annotation with relations": ("a.ann", "T1\tPER 0 4\tAnna\nR1\tfoo Arg1:T1 Arg2:T2\n", ["annotations of brat"], {}),

@@ -18,7 +18,7 @@ from util.formats import (
     read_dataset,
     read_parquet,
 )
-from util.plausibility import SAMPLE_SIZE, check_plausible, kind
+from util.plausibility import SAMPLE_SIZE, check_plausible, is_chunks, kind
 
 
 def first_records(reader: Reader, size: int) -> list[tuple[list[int], dict]]:
@@ -105,6 +105,9 @@ def _choose_conllu(reader: Reader, columns: Columns) -> tuple[Reader, Columns]:
     """The numbers of columns are those of CoNLL-U (4 is UPOS). An attribute of MISC is a column, too."""
     numbers = {str(number): name for number, name in enumerate(CONLLU_COLUMNS, 2)}
     text, labels = (numbers.get(name or "", name) for name in (columns.text, columns.labels))
+    for number in (text, labels):
+        if number and number.isdigit():
+            raise ValueError(f"{reader.source}: column {number}: words and tags of CoNLL-U are in columns 2 to 10")
     if text and text.lower() == "form":
         text = "tokens"
     if not labels and columns.task == "ner":
@@ -125,7 +128,7 @@ def _refuse_without_entities(reader: Reader) -> None:
     for lines, record in first_records(reader, SAMPLE_SIZE):
         for line, text in zip(lines, record["misc"]):
             for name, value in misc_attributes(text).items():
-                if kind([value]) == "tags":
+                if len(value) > 1 and kind([value]) == "tags":
                     advice = f"MISC has {name}={value}: pass --label_column_name {name}"
                     raise ValueError(f"{reader.source}:{line}: no column 'ner_tags' or 'tags'; {advice}")
 
@@ -150,4 +153,5 @@ def _choose_by_content(records: list[dict], columns: Columns, preferred: str | N
         for name in records[0]
     }
     found = [name for name in values if values[name] and kind(values[name]) == "tags"]
+    found.sort(key=lambda name: is_chunks(values[name]))  # entities before chunks
     return dataclasses.replace(columns, labels=found[0]) if found else columns

@@ -131,11 +131,14 @@ def _detect_table(
             names[cell] = name
         options |= {"names": names, "word_per_row": False}
         return Reader(read_csv, path, options, description="a sentence a line, 2 columns: tokens, tags")
-    if evidence == 0.5 and suffix in (".csv", ".tsv"):
+    is_table = suffix in (".csv", ".tsv")
+    by_number = text_columns[0].isdigit() and label_columns[0].isdigit()
+    if (evidence == 0.5 and is_table and not by_number) or (evidence == 0.75 and not is_table):
         shown = ", ".join(map(repr, rows[0]))
-        advice = "write tokens and tags above the columns, or let the name of the file end in .txt if it is a word"
+        flags = f"--text_column_name {rows[0][0]} --label_column_name {rows[0][-1]}"
+        advice = f"pass {flags} to read what is below a header; write tokens and tags above a word"
         raise ValueError(f"{path}:1: {shown} may be a header or a word; {advice}")
-    if evidence == 1:
+    if evidence == 1 or (evidence == 0.75 and is_table):
         names = column_names(rows[0])
         _check_repeated(path, rows[0], text_columns, label_columns)
         options["word_per_row"] = _is_word_per_row(names, rows[1:], label_columns)

@@ -58,7 +58,8 @@ def _lines_before_error(raw_lines: list[bytes]) -> Iterator[str]:
 _BYTE_ORDER_MARKS = {
     b"\xff\xfe\0\0": "UTF-32LE", b"\0\0\xfe\xff": "UTF-32BE", b"\xff\xfe": "UTF-16LE", b"\xfe\xff": "UTF-16BE",
 }  # fmt: skip
-_ARCHIVES = {b"\x1f\x8b": "gunzip -k", b"PK\x03\x04": "unzip", b"BZh": "bunzip2 -k", b"\xfd7zXZ\0": "unxz -k"}
+_ARCHIVES = {b"\x1f\x8b": "gunzip -k", b"PK\x03\x04": "unzip", b"\xfd7zXZ\0": "unxz -k"}
+_ARCHIVES |= {b"BZh%d1AY&SY" % level: "bunzip2 -k" for level in range(1, 10)}
 
 
 def check_encoding(path: str, beginning: bytes) -> None:
@@ -173,7 +174,7 @@ class Layout(NamedTuple):
 
     width: int  # columns of a word
     has_tabs: bool  # in every line that holds a word
-    values: frozenset[str]  # of all columns but the first, on lines that cannot be comments
+    values: frozenset[str]  # of the last column, on lines that cannot be comments
 
 
 # A tag with the position of its word in an entity: O, B-PER, b_per, PER-B, or B alone.
@@ -201,7 +202,8 @@ def is_comment(line: str, columns: list[str], layout: Layout, at_start: bool) ->
         return False
     if _KEY_AND_VALUE.match(line):
         return True
-    if any(value in layout.values or IOB_TAG.fullmatch(value) for value in columns[1:]):
+    tag = columns[-1]
+    if tag in layout.values or tag == "O" or (len(tag) > 1 and IOB_TAG.fullmatch(tag)):
         return False
     if PROBABLY_COMMENT.match(line):
         return True
@@ -248,7 +250,7 @@ def detect_layout(path: str) -> Layout:
     # The first line decides, so that an error is found in the line that differs from those above it.
     width = len(words[0][1])
     words = [entry for entry in words if len(entry[1]) == width]
-    values = {value for _, columns in words for value in columns[1:]}
+    values = {columns[-1] for _, columns in words if len(columns) > 1}
     return Layout(width, all("\t" in line for line, _ in words), frozenset(values))
 
 
