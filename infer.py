@@ -211,7 +211,7 @@ def training_flags(model: str) -> argparse.Namespace:
     return argparse.Namespace(**read_settings(model, vars(data.get_args([])) | {"strict": False}))
 
 
-def columns_of(args: argparse.Namespace) -> Columns:
+def input_columns(args: argparse.Namespace) -> Columns:
     """The columns of --input_file: as in training, where no flag names them."""
     of_run = data.columns_of(training_flags(args.model))
     text, labels = args.text_column_name, args.label_column_name
@@ -221,7 +221,7 @@ def columns_of(args: argparse.Namespace) -> Columns:
 def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
     """Prints the scores of --input_file as training measures them, and writes the error report."""
     flags = training_flags(args.model)
-    source = open_file(args.input_file, columns_of(args))
+    source = open_file(args.input_file, input_columns(args))
     sentences, _ = read_source(source)
     statistics = tag_statistics(sentences, source.name)
     check_same_spelling(source.name, statistics.counts, tagger.label_list)
@@ -315,7 +315,7 @@ def main() -> None:
     if args.text:
         texts = documents.open_texts(args.text)
     else:
-        texts = documents.open_input(args.input_file, columns_of(args), args.is_named)
+        texts = documents.open_input(args.input_file, input_columns(args), args.is_named)
     on_terminal = sys.stdout.isatty() and not args.output_file
     job = TagJob(tagger, args.aggregation_strategy, texts, args.format, args.skip_bad_lines, on_terminal)
     if not args.output_file:

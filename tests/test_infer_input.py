@@ -258,7 +258,7 @@ ENCODINGS = {  # name -> (content, what the error says)
     "latin-1": ("Malmö\n".encode("latin-1"), ":1: not UTF-8, but probably ISO-8859-1; convert it: iconv -f ISO-8859-1"),
     "utf-16": ("Anna sang in Malmö\n".encode("utf-16"), ":1: not UTF-8, but probably UTF-16; convert it: iconv -f UTF-16"),
     "carriage returns": (b"Anna\rsang\r", ":1: lines end with CR only; convert it: tr"),
-    "one line": ("Malmö\nMalmö\n".encode() + b"Malm\xf6\n", ":3: not UTF-8, but other lines are; fix this one (1 such lines)"),
+    "one line": ("Malmö\nMalmö\n".encode() + b"Malm\xf6\n", ":3: not UTF-8, but other lines are; fix this line (1 in all)"),
 }  # fmt: skip
 
 

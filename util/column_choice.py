@@ -110,27 +110,29 @@ def _choose_conllu(reader: Reader, columns: Columns) -> tuple[Reader, Columns]:
             raise ValueError(f"{reader.source}: column {number}: words and tags of CoNLL-U are in columns 2 to 10")
     if text and text.lower() == "form":
         text = "tokens"
+    entries = first_records(reader, SAMPLE_SIZE)
     if not labels and columns.task == "ner":
-        _refuse_without_entities(reader)
+        _refuse_without_entities(reader.source, entries)
     if labels and labels.lower() not in CONLLU_COLUMNS:
         if _has_attribute(reader.source, labels):
             reader = dataclasses.replace(reader, options={"misc": labels})
         else:
-            found = {name for _, record in first_records(reader, 200) for text in record["misc"]
-                     for name in misc_attributes(text)}  # fmt: skip
+            found: set[str] = set()
+            for _, record in entries:
+                found.update(*map(misc_attributes, record["misc"]))
             attributes = f", nor in MISC, which has {', '.join(sorted(found))}" if found else ""
             raise ValueError(f"{reader.source}: no column {labels!r} among {', '.join(CONLLU_COLUMNS)}{attributes}")
     return reader, dataclasses.replace(columns, text=text, labels=labels)
 
 
-def _refuse_without_entities(reader: Reader) -> None:
+def _refuse_without_entities(path: str, entries: list[tuple[list[int], dict]]) -> None:
     """Raises ValueError if MISC has tags of entities, since no column is named after them."""
-    for lines, record in first_records(reader, SAMPLE_SIZE):
+    for lines, record in entries:
         for line, text in zip(lines, record["misc"]):
             for name, value in misc_attributes(text).items():
                 if len(value) > 1 and kind([value]) == "tags":
                     advice = f"MISC has {name}={value}: pass --label_column_name {name}"
-                    raise ValueError(f"{reader.source}:{line}: no column 'ner_tags' or 'tags'; {advice}")
+                    raise ValueError(f"{path}:{line}: no column 'ner_tags' or 'tags'; {advice}")
 
 
 def _has_attribute(path: str, name: str) -> bool:

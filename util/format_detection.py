@@ -92,7 +92,7 @@ def _is_conllu(lines: list[str]) -> bool:
     """Whether the lines of ten columns begin with the number of a word, a range or an empty node."""
     rows = [line.split("\t") if "\t" in line else split_columns(line) for line in lines]
     ids = [row[0] for row in rows if len(row) == 10]
-    return len(rows[:1] and rows[0]) == 10 and all(re.fullmatch(r"\d+([-.]\d+)?", number) for number in ids)
+    return len(rows) > 0 and len(rows[0]) == 10 and all(re.fullmatch(r"\d+([-.]\d+)?", number) for number in ids)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -149,14 +149,14 @@ def _json_object(pairs: list[tuple]) -> dict:
 
 
 _decode_json = json.JSONDecoder(object_pairs_hook=_json_object).raw_decode
-_BETWEEN_OBJECTS = re.compile(r'(?:[\s,\]]|\[(?!\s*"))*')  # ["text", {...}] is a record of spaCy
+BETWEEN_VALUES = re.compile(r'(?:[\s,\]]|\[(?!\s*"))*')  # ["text", {...}] is a record of spaCy
 
 
 def _json_objects(path: str, number: int, text: str):
     """Yields ([line number], object) for every object of a text. Returns the number of the last line read."""
     end = 0
     while True:
-        start = _BETWEEN_OBJECTS.match(text, end).end()
+        start = BETWEEN_VALUES.match(text, end).end()
         if start == len(text):
             return number
         number += text.count("\n", end, start)

@@ -15,7 +15,16 @@ from pathlib import Path
 from util.annotations import Columns, label_columns, text_columns
 from util.column_choice import choose_columns, first_records
 from util.format_detection import choose_reader
-from util.formats import Reader, conll_layout, read_conll, read_conllu, read_csv, read_json_array, read_parquet
+from util.formats import (
+    BETWEEN_VALUES,
+    Reader,
+    conll_layout,
+    read_conll,
+    read_conllu,
+    read_csv,
+    read_json_array,
+    read_parquet,
+)
 from util.lines import IOB_TAG, beginning_of, check_encoding, is_border, split_columns, word_columns
 from util.plausibility import kind
 from util.tables import KNOWN_NAMES, uses_quotes
@@ -85,7 +94,6 @@ def _ends_with(path: str, ending: bytes) -> bool:
 
 # An object with a key, or spaCy's ["text", {...}]; also within arrays.
 _LIKE_JSON = re.compile(r'[\[\s]*(\{\s*"(?:[^"\\\n]|\\.)*"\s*:|\[\s*"(?:[^"\\\n]|\\.)*"\s*,\s*\{)')
-_BETWEEN_VALUES = re.compile(r'(?:[\s,\]]|\[(?!\s*"))*')  # as in util/formats.py
 _decode = json.JSONDecoder().raw_decode
 
 
@@ -135,7 +143,7 @@ def split_values(line: bytes) -> list[bytes]:
     try:
         text = line.decode()
         while True:
-            start = _BETWEEN_VALUES.match(text, end).end()
+            start = BETWEEN_VALUES.match(text, end).end()
             if start == len(text):
                 return values
             value, end = _decode(text, start)

@@ -84,7 +84,8 @@ def _utf16_by_zeros(beginning: bytes) -> str | None:
 def how_to_convert(path: str) -> str:
     """The end of an error message: what the file probably is, and the command that converts it to UTF-8."""
     with open(path, "rb") as file:
-        beginning = file.read(1 << 20)
+        content = file.read(1 << 26)
+    beginning = content[: 1 << 20]
     for magic, command in _ARCHIVES.items():
         if beginning.startswith(magic):
             return f", but compressed; unpack it: {command} {shlex.quote(path)}"
@@ -92,14 +93,12 @@ def how_to_convert(path: str) -> str:
     encoding = encoding.removesuffix("LE").removesuffix("BE") if encoding else _utf16_by_zeros(beginning)
     if encoding:
         return _command(path, encoding)
-    with open(path, "rb") as file:
-        content = file.read(1 << 26)
     # Lines that are UTF-8, and hold more than ASCII.
     lines = content.split(b"\n")
     num_utf8 = sum(not line.isascii() and _decodes(line, "utf-8") for line in lines)
     num_others = sum(not _decodes(line, "utf-8") for line in lines)
     if num_utf8 > num_others:
-        return f", but other lines are; fix this one ({num_others:,} such lines)"
+        return f", but other lines are; fix this line ({num_others:,} in all)"
     return _other_encoding(path, content)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from util.annotations import Columns, label_columns, pick_column, text_columns, words_and_tags
 from util.lines import IOB_TAG
+from util.tables import has_small_letters
 
 SAMPLE_SIZE = 200  # sentences
 _NUMBER = re.compile(r"[-+]?\d+([.,:/-]\d+)*%?")
@@ -33,8 +34,7 @@ def kind(values: Iterable[str]) -> str:
 
 def looks_like_words(values: list[str]) -> bool:
     """Whether most values have letters that are not ASCII capitals, as tags of parts of speech (NNP) have."""
-    with_letters = [value for value in values if any(c.isalpha() and not "A" <= c <= "Z" for c in value)]
-    return kind(values) == "text" and 2 * len(with_letters) >= len(values)
+    return kind(values) == "text" and 2 * sum(map(has_small_letters, values)) >= len(values)
 
 
 def could_be_words(values: list[str]) -> bool:
@@ -66,7 +66,7 @@ class Sample:
             if not all(isinstance(word, str) for word in annotated.words):
                 continue
             if annotated.words:
-                self.sentences.append([str(word) for word in annotated.words])
+                self.sentences.append(annotated.words)
                 self.tags += [str(tag) for tag in annotated.tags]
             for name, values in record.items():
                 if isinstance(values, list) and len(values) == len(annotated.words):
@@ -124,14 +124,10 @@ def _look_like_tags(sample: Sample) -> bool:
     if kind(words) in ("tags", "outside"):
         return any(len(word) > 1 for word in words) or len(words) > 1
     # Tags of parts of speech have capitals only. Words that recur have other letters.
-    have_lower = any(map(str.islower, "".join(words)))
-    tags_have_lower = all(any(c.isalpha() and not "A" <= c <= "Z" for c in tag) for tag in tags if tag.isalpha())
-    return (
-        not have_lower
-        and "".join(words).isascii()
-        and len(set(words)) < len(set(tags))
-        and (tags_have_lower and any(map(str.isalpha, tags)))
-    )
+    words_are_capitals = "".join(words).isascii() and not has_small_letters("".join(words))
+    tags_of_letters = list(filter(str.isalpha, tags))
+    tags_are_words = len(tags_of_letters) > 0 and all(map(has_small_letters, tags_of_letters))
+    return words_are_capitals and tags_are_words and len(set(words)) < len(set(tags))
 
 
 def _are_ascending(sentences: list[list[str]]) -> bool:
@@ -148,13 +144,12 @@ def _are_ascending(sentences: list[list[str]]) -> bool:
 def _implausible_tags(sample: Sample, columns: Columns, has_names: bool) -> str | None:
     tags, shown = sample.tags, ", ".join(map(repr, dict.fromkeys(sample.tags[:3])))
     what = kind(tags)
-    others = [values for values in sample.others.values() if kind(values) == "tags" and not is_chunks(values)]
-    if not has_names and columns.task == "ner" and others and what == "outside":
+    others = [values for values in sample.others.values() if kind(values) == "tags"]
+    if what == "outside" and "O" in tags:  # a sentence without entities, beside its chunks
+        others = [values for values in others if not is_chunks(values)]
+    may_lack_tags = what == "outside" or (what != "tags" and "O" not in tags)
+    if not has_names and columns.task == "ner" and others and may_lack_tags:
         return f"the last column has no tags such as B-PER ({shown}), but another column has"
-    if not has_names and columns.task == "ner" and what != "tags":
-        others = [values for values in sample.others.values() if kind(values) == "tags"]
-        if others and "O" not in tags:
-            return f"the last column has no tags such as B-PER ({shown}), but another column has"
     if set(tags) <= {"_", "-"}:
         return f"every tag is {tags[0]!r}: the file has no tags"
     if what == "tags":
@@ -202,9 +197,8 @@ def _notes(sample: Sample, named: Columns, has_names: bool) -> list[str]:
     matches = [match.group() for match in map(_LANGUAGE.match, sample.words) if match]
     if len(sample.words) > 1 and len(matches) >= 0.9 * len(sample.words) and len(set(matches)) == 1:
         command = f"; sed 's/^{matches[0]}//' removes it" if not has_names else ""
-        number = "every word" if len(matches) == len(sample.words) else "most words"
-        verb = "begins" if len(matches) == len(sample.words) else "begin"
-        notes.append(f"{number} {verb} with {matches[0]!r}, as in WikiANN's raw files{command}")
+        most = "every word begins" if len(matches) == len(sample.words) else "most words begin"
+        notes.append(f"{most} with {matches[0]!r}, as in WikiANN's raw files{command}")
     others = [name for name, values in sample.others.items() if kind(values) == "tags" and not is_chunks(values)]
     if others and not named.labels and named.task == "ner":
         names = list(sample.columns)

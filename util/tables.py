@@ -36,7 +36,8 @@ def table_rows(
     line = 1
     try:
         for row in reader or map(split_columns, lines):
-            if not row or len(row) != width or row[0][:1] in _FIRST_OF_OTHERS or line == 1:
+            may_be_special = not row or len(row) != width or row[0][:1] in _FIRST_OF_OTHERS or line == 1
+            if may_be_special:
                 if is_border(row) or not any(map(str.strip, row)):
                     row = []
                 elif _is_comment(row, width) or (line == 1 and re.fullmatch("sep=.?", row[0])):  # of Excel
@@ -101,7 +102,7 @@ _QUOTED_QUOTE = re.compile(rb'(?m)(?:^|\t)"[^"\t\n]*""[^\t\n]*"(?=\t|\r?$)')
 
 
 def _has_quoted_quote(path: str) -> bool:
-    """Whether a file has a cell that is quoted and has doubled quotes inside: \"\"\"\" or \"12\"\"\"."""
+    """Whether a file has a quoted cell with doubled quotes inside, which only writers that quote make."""
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
             if b'""' in piece and _QUOTED_QUOTE.search(piece):
@@ -130,14 +131,14 @@ def header_evidence(rows: list[list[str]], names: Sequence[str]) -> float:
         are_numbers = i > 0 and all(map(str.isdigit, column)) and not cell.isdigit()
         if (are_tags or are_numbers) and (num_known or not (cell.isascii() and cell.isupper())):
             return 1 if num_known else 0.75
-    has_lower = [_has_small_letters(text) for text in (first[-1], "".join(columns[-1]))]
+    has_lower = [has_small_letters(text) for text in (first[-1], "".join(columns[-1]))]
     if num_known:
         return 1 if has_lower[0] != has_lower[1] else 0
     # Tags of parts of speech have capitals only (NNP); a name has others.
     return 0 if has_lower == [False, False] else 0.75 if has_lower == [True, False] else 0.5
 
 
-def _has_small_letters(text: str) -> bool:
+def has_small_letters(text: str) -> bool:
     """Whether a text has letters that are no ASCII capitals."""
     return any(c.isalpha() and not "A" <= c <= "Z" for c in text)
 
