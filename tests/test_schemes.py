@@ -12,6 +12,7 @@ import seqeval.metrics
 import seqeval.scheme
 import torch
 from conftest import ROOT, SMALL, load, read, results, run, train, word_piece, write_conll
+from test_data import as_ids
 from transformers import BertConfig, BertForTokenClassification
 
 import data
@@ -116,12 +117,6 @@ SENTENCES = {  # the same six entities; one PER directly follows another
     "IOE2": "I-PER I-PER E-PER O E-PER E-PER O E-LOC | I-LOC E-LOC E-PER",
     "IOE1": "I-PER I-PER I-PER O E-PER I-PER O I-LOC | I-LOC I-LOC I-PER",
 }
-
-
-def as_ids(text: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    sentences = [sentence.split() for sentence in text.split("|")]
-    labels = make_label_list({tag for sentence in sentences for tag in sentence})
-    return np.array([labels.index(tag) for s in sentences for tag in s]), np.array([len(s) for s in sentences]), labels
 
 
 @pytest.mark.parametrize("name", SENTENCES)
