@@ -39,9 +39,10 @@ from util.arguments import add_switch
 from util.code_digest import code_digest
 from util.corpus_scan import TagStatistics, map_in_parts, refuse_stray_tags, tag_statistics, window_statistics
 from util.distributed import exit_on_error, quiet
+from util.pretrained import load_encoder
 from util.sources import Source
 from util.split import Split, fields_of_tags
-from util.tokenizer import encode, load_encoder, special_tokens
+from util.tokenizer import encode, special_tokens
 from util.windows import Windows
 
 EVAL_TOKENS = 2**15  # of an evaluation batch, padding included: 64 rows of 512

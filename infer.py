@@ -32,12 +32,13 @@ from util.corpus_scan import refuse_stray_tags, tag_statistics
 from util.device import pick_device, synchronize, to_device
 from util.distributed import Ranks, exit_on_error, get_ranks, join_process_group, quiet
 from util.documents import Document, Tagged
+from util.pretrained import load_tokenizer, max_length
 from util.run_dir import atomic_write_text, decided_scheme, is_file_of_run, read_settings
 from util.sources import open_file, read_source
 from util.tag_files import TagJob, tag_file, tag_stream, tagger_digest
 from util.tag_schemes import entity_spans, make_label_list
 from util.tag_spelling import canonical, check_same_spelling, entity_type, prefix
-from util.tokenizer import encode, load_tokenizer, max_length, special_tokens, subword_offsets
+from util.tokenizer import encode, special_tokens, subword_offsets
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 

@@ -40,8 +40,8 @@ from transformers import (  # noqa: E402
 
 import data  # noqa: E402
 from util import sources  # noqa: E402
+from util.pretrained import load_tokenizer  # noqa: E402
 from util.split import Split  # noqa: E402
-from util.tokenizer import load_tokenizer  # noqa: E402
 
 torch.set_num_threads(1)
 

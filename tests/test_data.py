@@ -21,7 +21,8 @@ import model
 from util import data_report, sources, tag_schemes
 from util.annotations import Columns, split_words
 from util.corpus_scan import column
-from util.tokenizer import _tokenize, encode, load_tokenizer, max_length, packaged_encoder
+from util.pretrained import load_tokenizer, max_length, packaged_encoder
+from util.tokenizer import _tokenize, encode
 
 GUIDE = "EU rejects German call to boycott British lamb .".split()
 CONLL_LABELS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"]

@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, flat, results, run, weights
 
 import model as modeling
-from util.tokenizer import load_tokenizer
+from util.pretrained import load_tokenizer
 
 HOSTS = ("first-host", "second-host")
 ENDPOINT = ["--rdzv-backend=c10d", "--rdzv-endpoint=first-host:29500"]

@@ -280,7 +280,7 @@ def test_training_and_evaluation_report_the_same_loss(loss, packing, still, corp
 
 PRINT_LABELS = """
 import json, sys, data
-from util.tokenizer import load_encoder
+from util.pretrained import load_encoder
 args = data.get_args(sys.argv[1:])
 split = data.load_splits(args, load_encoder(args.model_name_or_path, None)[1])["train"]
 print(json.dumps([{name: values.tolist() for name, values in window.items()} for window in split.windows]))

@@ -16,8 +16,8 @@ import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from util.distributed import get_ranks, on_rank0
+from util.pretrained import MINILM
 from util.run_dir import FLAGS_WITHOUT_EFFECT_ON_RESULTS, atomic_write_text
-from util.tokenizer import MINILM
 
 TASK = "token-classification"
 METRICS = ["f1", "precision", "recall", "accuracy"]

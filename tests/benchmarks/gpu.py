@@ -46,7 +46,7 @@ from util.distributed import quiet  # noqa: E402
 from util.half_weights import HalfWeights  # noqa: E402
 from util.nonfinite import NonFiniteGuard  # noqa: E402
 from util.partial_embedding import train_used_embeddings  # noqa: E402
-from util.tokenizer import load_tokenizer, packaged_encoder  # noqa: E402
+from util.pretrained import load_tokenizer, packaged_encoder  # noqa: E402
 
 DEVICE = torch.device("cuda")
 # tests/simulated_gpu.py stands in for a GPU on a build of torch for CPUs. Subprocesses then need it as well.

@@ -26,7 +26,7 @@ from util.cuda_graphs import GraphedModel  # noqa: E402
 from util.device import to_device  # noqa: E402
 from util.half_weights import HalfWeights  # noqa: E402
 from util.packed import Packing, packed_collate  # noqa: E402
-from util.tokenizer import load_tokenizer, packaged_encoder  # noqa: E402
+from util.pretrained import load_tokenizer, packaged_encoder  # noqa: E402
 
 LABELS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"]
 BATCH_SIZES = (16, 32, 256)

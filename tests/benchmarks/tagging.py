@@ -24,9 +24,9 @@ import transformers  # noqa: E402
 import infer  # noqa: E402
 from util.annotations import Columns  # noqa: E402
 from util.distributed import quiet  # noqa: E402
+from util.pretrained import load_tokenizer  # noqa: E402
 from util.sources import SPLITS, read_file  # noqa: E402
 from util.throughput import device_name  # noqa: E402
-from util.tokenizer import load_tokenizer  # noqa: E402
 
 BATCH_SIZES = (4, 8, 16, 32, 64)  # of the pipeline
 NUM_TRIAL_TEXTS = 640  # that choose one of them

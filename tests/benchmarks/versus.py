@@ -36,8 +36,8 @@ import model as modeling  # noqa: E402
 import train  # noqa: E402
 from util.device import Timestamp, synchronize  # noqa: E402
 from util.distributed import quiet  # noqa: E402
+from util.pretrained import load_tokenizer, packaged_encoder  # noqa: E402
 from util.throughput import StepStats, throughput, utilisation  # noqa: E402
-from util.tokenizer import load_tokenizer, packaged_encoder  # noqa: E402
 
 WARMUP_STEPS = train.BENCHMARK_WARMUP_STEPS
 # The settings of transformers' token-classification guide, and the flags that make Trainer fastest.
