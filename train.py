@@ -27,7 +27,7 @@ import metrics
 import model as modeling
 from util import arguments, data_report, hub, report, run_dir, throughput
 from util.arguments import add_switch
-from util.checkpoint import find_run, load_checkpoint, save_checkpoint
+from util.checkpoint import find_run, forget_missing_model, load_checkpoint, save_checkpoint
 from util.code_digest import project_code_digest, warn_of_other_code
 from util.device import pick_device
 from util.distributed import StopSignal, broadcast, exit_on_error, get_ranks, join_process_group, on_rank0, quiet
@@ -126,6 +126,7 @@ class TrainState:
     skipped_steps: int = 0  # fp16 overflows; they do not advance the schedule
     best_step: int = 0
     best_scores: dict = field(default_factory=dict)
+    best_model: str = ""  # SHA-256 of the weights in --output_dir that have these scores
     loss_sum: float = 0.0  # over all steps and ranks
     train_seconds: float = 0.0  # without evaluation and checkpoints
     num_sentences: int = 0
@@ -172,12 +173,12 @@ def make_loader(train_set: data.Split, batches, first_step: int, args: argparse.
     return iter(DataLoader(train_set.windows, batch_sampler=sampler, collate_fn=collate))
 
 
-def restore(checkpoint: str, model, optimizer, scaler, log) -> TrainState:
+def restore(checkpoint: str, output_dir: str, model, optimizer, scaler, log) -> TrainState:
     saved = load_checkpoint(checkpoint, model, optimizer)
     scaler.load_state_dict(saved["scaler"])
     log(f"resumed from {checkpoint}")
     warn_of_other_code(saved["code"], log)
-    return TrainState(**saved["train_state"])
+    return TrainState(**forget_missing_model(output_dir, checkpoint, saved["train_state"], log))
 
 
 def save(args: argparse.Namespace, state: TrainState, model, optimizer, scaler, fingerprint: dict) -> str:
@@ -249,7 +250,7 @@ def main() -> None:
     fingerprint = fingerprint_of(splits) | {"global batch size": plan.global_batch_size}
     finished, checkpoint = None, None
     if not args.benchmark:
-        finished, checkpoint = find_run(args.output_dir, vars(args), vars(get_args([])), fingerprint, log)
+        finished, checkpoint = find_run(vars(args), vars(get_args([])), fingerprint, plan.total_steps, log)
     hardware = f"{ranks.world_size} x {throughput.device_name(device)}, {precision}"
     publisher = hub.Publisher(args, train_set, hardware, log)
     if finished:
@@ -298,14 +299,14 @@ def main() -> None:
     # ---- state of the loop: new, or restored together with weights and optimizer state
     state = TrainState()
     if checkpoint:
-        state = restore(checkpoint, raw_model, optimizer, scaler, log)
+        state = restore(checkpoint, args.output_dir, raw_model, optimizer, scaler, log)
     if ranks.world_size > 1 and not args.fsdp and model is raw_model:
         model = DistributedDataParallel(raw_model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     # ---- from here on the output folder is changed, and an error exits with code 1 instead of 2
     exit_on_error.training_begins()
     if not args.benchmark:
-        on_rank0(run_dir.begin_run, args.output_dir, vars(args), bool(checkpoint))
+        on_rank0(run_dir.begin_run, args.output_dir, vars(args), checkpoint, state.step)
     writer = open_writer(args.output_dir, state.step, enabled=ranks.rank == 0 and not args.benchmark)
     bar = tqdm(
         total=plan.total_steps, initial=state.step, disable=ranks.rank > 0 or not sys.stderr.isatty(), desc="training"
@@ -389,6 +390,7 @@ def main() -> None:
                 if is_better(scores, state.best_scores, metric):
                     state.best_step, state.best_scores = state.step, scores
                     modeling.save_model(raw_model, tokenizer, args.output_dir)
+                    state.best_model = on_rank0(run_dir.model_digest, args.output_dir)
                     on_rank0(report.write_report, args.output_dir, scores, val_set, predictions, train_set)
                     on_rank0(publisher.write_card, {"validation": scores}, state.train_seconds)
                     publisher.push(f"Step {state.step}: {line}")
@@ -412,6 +414,7 @@ def main() -> None:
     if state.step < plan.total_steps:
         log(f"stopped early: {metric} has not improved since step {state.best_step}")
     if not val_set:
+        state.best_step = state.step
         modeling.save_model(raw_model, tokenizer, args.output_dir)
 
     # ---- results of the best model. Its validation scores are those of the evaluation at which it was saved.
@@ -428,7 +431,7 @@ def main() -> None:
     on_rank0(publisher.write_card, all_scores, state.train_seconds)
     on_rank0(run_dir.finish_run, args.output_dir, results)
     log_results(all_scores, results, log)
-    log(f"the {'best' if val_set else 'last'} model (step {state.best_step or state.step}) is in {args.output_dir}")
+    log(f"the {'best' if val_set else 'last'} model (step {state.best_step}) is in {args.output_dir}")
     writer.close()
     publisher.push(f"Finished after {state.step} steps")
     publisher.wait()

@@ -25,7 +25,7 @@ from util import checkpoint  # noqa: E402
 DISK_ACCESSES = (
     (checkpoint, "_flush_to_disk"),
     (checkpoint, "atomic_write_text"),
-    (checkpoint, "_sha256"),
+    (checkpoint, "sha256"),
     (checkpoint, "save_file"),
     (checkpoint.os, "rename"),
     (checkpoint.shutil, "rmtree"),

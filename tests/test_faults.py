@@ -366,7 +366,7 @@ def test_a_pickle_with_a_valid_checksum_is_refused_too(stopped, tmp_path, monkey
     broken = tmp_path / "out" / "checkpoints" / "step-00000014"
     for file in FILES[:2]:
         as_pickle(broken / file)
-    checksums = {name: checkpoint._sha256(str(broken / name)) for name in FILES[:3]}
+    checksums = {name: checkpoint.sha256(str(broken / name)) for name in FILES[:3]}
     (broken / "manifest.json").write_text(json.dumps(checksums))
     code, printed = forked("none", tmp_path / "log", [*stopped[0], "--output_dir", tmp_path / "out"])
     assert code == 0 and f"skipped {broken}: cannot be read: " in printed and not (tmp_path / "payload").exists()
@@ -411,7 +411,7 @@ def test_checkpoints_of_another_run_are_refused_by_the_first_difference(stopped,
     content = json.loads(state.read_text())
     content["fingerprint"]["label list"].reverse()
     state.write_text(json.dumps(content))
-    checksums = {name: checkpoint._sha256(str(state.parent / name)) for name in FILES[:3]}
+    checksums = {name: checkpoint.sha256(str(state.parent / name)) for name in FILES[:3]}
     (state.parent / "manifest.json").write_text(json.dumps(checksums))
     assert "its label list differs" in fails(flags, tmp_path)
     after = {path: path.read_bytes() for path in before}

@@ -6,8 +6,8 @@
 A folder without a manifest that fits its files is not a checkpoint: it is skipped. Nothing is pickled.
 """
 
-import hashlib
 import json
+import math
 import os
 import shutil
 
@@ -18,18 +18,24 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from util.distributed import broadcast, on_rank0
-from util.run_dir import atomic_write_text, open_run, read_json, refuse_another_run
+from util.run_dir import (
+    atomic_write_text,
+    checkpoints,
+    first_difference,
+    is_checkpoint_of,
+    is_same_start,
+    model_digest,
+    open_run,
+    read_json,
+    refuse_another_run,
+    remove_later_checkpoints,
+    sha256,
+    start_of_run,
+)
 from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_rank0
 
 FORMAT = 2  # of state.json; a checkpoint of another format is skipped
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
-
-
-def checkpoints(folder: str) -> list[str]:
-    """The checkpoints in an output folder, the oldest first."""
-    folder = os.path.join(folder, "checkpoints")
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    return [os.path.join(folder, name) for name in names if name.startswith("step-") and name[5:].isdigit()]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -80,7 +86,7 @@ def _write_checkpoint(folder: str, weights: dict, moments: dict, state: dict, li
         save_file(weights, os.path.join(tmp_dir, "model.safetensors"))
         save_file(moments, os.path.join(tmp_dir, "optimizer.safetensors"))
         atomic_write_text(os.path.join(tmp_dir, "state.json"), json.dumps(state))
-        checksums = {name: _sha256(os.path.join(tmp_dir, name)) for name in FILES}
+        checksums = {name: sha256(os.path.join(tmp_dir, name)) for name in FILES}
         atomic_write_text(os.path.join(tmp_dir, "manifest.json"), json.dumps(checksums, indent=2))
         for name in [*FILES, "."]:
             _flush_to_disk(os.path.join(tmp_dir, name))
@@ -91,6 +97,7 @@ def _write_checkpoint(folder: str, weights: dict, moments: dict, state: dict, li
         shutil.rmtree(tmp_dir, ignore_errors=True)
         raise OSError(f"{path}: cannot be saved: {error}") from None
     _flush_to_disk(os.path.dirname(path))
+    remove_later_checkpoints(folder, state["step"])
     for old in checkpoints(folder)[:-limit]:
         shutil.rmtree(old)
     return path
@@ -105,11 +112,6 @@ def _flush_to_disk(path: str) -> None:
         os.close(descriptor)
 
 
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Loading
 
@@ -119,7 +121,7 @@ def read_state(path: str) -> dict:
     try:
         checksums = read_json(os.path.join(path, "manifest.json"))
         for name in FILES:
-            if _sha256(os.path.join(path, name)) != checksums[name]:
+            if sha256(os.path.join(path, name)) != checksums[name]:
                 raise ValueError(f"{path}: {name} is not the file that was saved")
         for name in FILES[:2]:
             safe_open(os.path.join(path, name), "pt")
@@ -133,25 +135,94 @@ def read_state(path: str) -> dict:
     return state
 
 
-def find_checkpoint(folder: str, which: str, fingerprint: dict, log) -> str | None:
+def find_checkpoint(
+    folder: str, which: str, fingerprint: dict, log, start: str = "auto", total_steps: float = math.inf
+) -> str | None:
     """The checkpoint to resume from: "auto" is the newest valid one in the folder, "never" none, else a path.
 
-    Raises ValueError if it belongs to another run, or if the named one is invalid.
+    start: --resume_from_checkpoint of the run in the folder. If `which` is the same path, or "auto", that run goes on
+    from its newest checkpoint, or from that path as long as it has none. Raises ValueError if a checkpoint belongs to
+    another run, if the named one is invalid, and if no step of total_steps is left.
     """
     if which == "never":
         return None
-    candidates = reversed(checkpoints(folder)) if which == "auto" else [which]
-    for path in candidates:
-        try:
-            state = read_state(path)
-        except ValueError as error:
-            if which != "auto":
-                raise ValueError(f"--resume_from_checkpoint {error}") from None
-            log(f"skipped {error}")
-            continue
-        refuse_another_run(path, state["fingerprint"], fingerprint)
-        return path
-    return None
+    named = start if which == "auto" else which
+    if which == "auto" or is_same_start(which, start):
+        for path in reversed(checkpoints(folder)):
+            try:
+                state = read_state(path)
+            except ValueError as error:
+                log(f"skipped {error}")
+                continue
+            refuse_another_run(path, state["fingerprint"], fingerprint)
+            _check_steps_left(folder, path, state, total_steps)
+            return path
+    if named in ("auto", "never"):
+        return None
+    _check_is_checkpoint(named)
+    try:
+        state = read_state(named)
+    except ValueError as error:
+        raise ValueError(f"--resume_from_checkpoint {error}") from None
+    # Another folder gets its own scores, possibly of other files.
+    ignored = () if is_checkpoint_of(folder, named) else ("validation data", "test data")
+    difference = first_difference(state["fingerprint"], fingerprint, ignored)
+    if difference:
+        raise ValueError(f"--resume_from_checkpoint {named}: is of another run: {difference}; pass what that run got")
+    _check_steps_left(folder, named, state, total_steps)
+    return named
+
+
+def _check_steps_left(folder: str, path: str, state: dict, total_steps: float) -> None:
+    """Raises ValueError for a checkpoint after which no evaluation would save the model that the folder lacks."""
+    has_model = "validation data" not in state["fingerprint"]  # the last model is saved at the end
+    has_model = is_checkpoint_of(folder, path) and (has_model or _has_best_model(folder, path, state["train_state"]))
+    if state["step"] > total_steps or (state["step"] == total_steps and not has_model):
+        raise ValueError(
+            f"{path}: is of step {state['step']}, and this run ends at step {total_steps}: no step is left to train; "
+            "pass a larger --num_train_epochs or --max_steps, or an earlier --resume_from_checkpoint"
+        )
+
+
+def _has_best_model(folder: str, checkpoint: str, train_state: dict) -> bool:
+    """Whether a run that resumes from the checkpoint finds in its folder the model that best_scores describe."""
+    digest = train_state.get("best_model")
+    return bool(digest) and is_checkpoint_of(folder, checkpoint) and digest == model_digest(folder)
+
+
+def forget_missing_model(folder: str, checkpoint: str, train_state: dict, log) -> dict:
+    """Returns the train_state of a checkpoint, without the best scores if their model is not in the output folder.
+
+    The next evaluation then saves a model, and the patience of early stopping begins anew. The model is missing in
+    another folder, if it was removed, and if a later one replaced it before the run went back to the checkpoint.
+    """
+    if on_rank0(_has_best_model, folder, checkpoint, train_state):
+        return train_state
+    if train_state["best_scores"]:
+        log(
+            f"the best model so far (step {train_state['best_step']}) is not in {folder}; the next evaluation saves one"
+        )
+    return train_state | {"best_step": train_state["step"], "best_scores": {}, "best_model": ""}
+
+
+def _check_is_checkpoint(path: str) -> None:
+    """Raises ValueError for a named checkpoint that is something else: with what it is, and the flag that takes it."""
+    position = f"--resume_from_checkpoint {path}"
+    if not os.path.isdir(path):
+        raise ValueError(f"{position}: no such folder")
+    names = os.listdir(path)
+    if "manifest.json" in names or "state.json" in names:
+        return
+    newest = checkpoints(path) or checkpoints(os.path.dirname(os.path.abspath(path)))
+    if newest:
+        raise ValueError(f"{position}: is not a checkpoint, but {newest[-1]} is one")
+    if any(name in names for name in ("trainer_state.json", "optimizer.pt", "optimizer.bin", "scheduler.pt")):
+        kind = "a checkpoint of another program, such as transformers' Trainer"
+    elif "config.json" in names:
+        kind = "a model without optimizer state"
+    else:
+        raise ValueError(f"{position}: is not a checkpoint of train.py: it has no manifest.json")
+    raise ValueError(f"{position}: is {kind}; to start from its weights, pass --model_name_or_path {path}")
 
 
 def load_checkpoint(path: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
@@ -203,11 +274,16 @@ def _load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, moments:
     optimizer.load_state_dict({"state": by_index, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def find_run(folder: str, settings: dict, defaults: dict, fingerprint: dict, log) -> tuple[dict | None, str | None]:
+def find_run(
+    settings: dict, defaults: dict, fingerprint: dict, total_steps: int, log
+) -> tuple[dict | None, str | None]:
     """Looks into the output folder on rank 0. Returns the results if this run is finished there, and the checkpoint
     to resume from. Arguments and errors are those of run_dir.open_run and find_checkpoint."""
+    folder = settings["output_dir"]
     finished = on_rank0(open_run, folder, settings, defaults, fingerprint)
-    which = settings["resume_from_checkpoint"]
+    which, start = settings["resume_from_checkpoint"], on_rank0(start_of_run, folder)
+    if settings["overwrite_output_dir"]:
+        start = "auto"  # a path is meant again at every start
     if finished or (settings["overwrite_output_dir"] and which == "auto"):
         which = "never"
-    return finished, on_rank0(find_checkpoint, folder, which, fingerprint, log)
+    return finished, on_rank0(find_checkpoint, folder, which, fingerprint, log, start, total_steps)

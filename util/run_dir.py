@@ -3,6 +3,8 @@
 An unfinished run has train_config.yaml, a finished one all_results.json as well. Files are written atomically.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -58,6 +60,53 @@ def read_json(path: str):
         return json.load(file)
 
 
+def sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_digest(folder: str) -> str:
+    """SHA-256 of the weights in an output folder; "" if it has none."""
+    path = os.path.join(folder, "model.safetensors")
+    return sha256(path) if os.path.exists(path) else ""
+
+
+def checkpoints(folder: str) -> list[str]:
+    """The checkpoints in an output folder, the oldest first."""
+    folder = os.path.join(folder, "checkpoints")
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    return [os.path.join(folder, name) for name in names if name.startswith("step-") and name[5:].isdigit()]
+
+
+def remove_later_checkpoints(folder: str, step: int) -> None:
+    """Removes the checkpoints behind a step, the newest first, once a run goes on from that step.
+
+    They are invalid, or of a run that went back to an earlier checkpoint. They would count as its newest ones.
+    """
+    for path in reversed(checkpoints(folder)):
+        if int(os.path.basename(path)[5:]) > step:
+            shutil.rmtree(path)
+
+
+def is_checkpoint_of(folder: str, path: str) -> bool:
+    """Whether a path leads into the checkpoints of an output folder. Links are followed."""
+    return os.path.realpath(path).startswith(os.path.join(os.path.realpath(folder), "checkpoints", ""))
+
+
+def start_of_run(folder: str) -> str:
+    """--resume_from_checkpoint of the run that a folder holds; "auto" if it holds none."""
+    path = os.path.join(folder, CONFIG_FILE)
+    if not os.path.exists(path):
+        return "auto"
+    with open(path, encoding="utf-8") as file:
+        return yaml.safe_load(file).get("resume_from_checkpoint", "auto")
+
+
+def is_same_start(one: str, other: str) -> bool:
+    """Compares two values of --resume_from_checkpoint. One path may be written in several ways."""
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
+
+
 def first_difference(before: dict, now: dict, ignore: Collection[str] = ()) -> str | None:
     """Names the first entry of `now` that differs in `before`: "its --seed is 1, not 2"."""
     for name, value in now.items():
@@ -93,6 +142,10 @@ def open_run(folder: str, settings: dict, defaults: dict, fingerprint: dict) -> 
         before = {f"--{name}": value for name, value in (defaults | yaml.safe_load(file)).items()}
     ignore = [f"--{name}" for name in FLAGS_WITHOUT_EFFECT_ON_RESULTS]
     refuse_another_run(folder, before, {f"--{name}": value for name, value in settings.items()}, ignore)
+    start = settings["resume_from_checkpoint"]
+    is_of_other_folder = start not in ("auto", "never") and not is_checkpoint_of(folder, start)
+    if is_of_other_folder and not is_same_start(start, start_of_run(folder)):
+        refuse_another_run(folder, before, {"--resume_from_checkpoint": start})
     if RESULTS_FILE not in present:
         return None
     results = read_json(os.path.join(folder, RESULTS_FILE))
@@ -126,12 +179,21 @@ def decided_scheme(path: str, settings: dict, config) -> str | None:
     return settings["tag_scheme"]
 
 
-def begin_run(folder: str, settings: dict, resumed: bool) -> None:
-    """Removes the files of an older run unless this one resumes it, then writes the flags."""
+def begin_run(folder: str, settings: dict, checkpoint: str | None, step: int) -> None:
+    """Removes the files of an older run, or of one that is resumed what belongs to later steps. Writes the flags.
+
+    checkpoint: from which this run resumes, at `step`. If it is of another folder, this folder starts empty.
+    """
     for name in os.listdir(folder):
         if name.startswith((".saving-", ".pushing-")):  # of a process that was killed
             shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-    if not resumed:
+    if checkpoint and is_checkpoint_of(folder, checkpoint):
+        with contextlib.suppress(FileNotFoundError):  # left by --overwrite_output_dir
+            os.remove(os.path.join(folder, RESULTS_FILE))
+        remove_later_checkpoints(folder, step)
+        if settings["resume_from_checkpoint"] == "auto":
+            settings = settings | {"resume_from_checkpoint": start_of_run(folder)}
+    else:
         for name in RUN_FILES:
             path = os.path.join(folder, name)
             if os.path.isdir(path):
