@@ -60,6 +60,7 @@ class Tagger:
         self.label_list = [id2label[i] for i in range(self.model.config.num_labels)]
         self.autocast = modeling.make_autocast(modeling.pick_precision(precision, self.device), self.device)
         self.window_size = max_length(self.tokenizer, self.model.config)
+        self.special = special_tokens(self.tokenizer)  # the first use of a tokenizer changes it: before any thread does
         self.batch_size, self.stride = batch_size, stride
 
     def __call__(self, texts: str | list[str], aggregation_strategy: str = "simple") -> list:
@@ -94,10 +95,9 @@ class Tagger:
         Words are counted over all sentences. Every word has a subword; a word that is longer than a window
         has only those in the window.
         """
-        special = special_tokens(self.tokenizer)
         windows, num_words = [], 0
         for words, subwords in zip(sentences, encode(sentences, self.tokenizer)):
-            cut = data.cut(subwords.input_ids, subwords.word_ids, special, self.window_size, self.stride)
+            cut = data.cut(subwords.input_ids, subwords.word_ids, self.special, self.window_size, self.stride)
             for input_ids, word_ids in cut:
                 word_ids = np.where(word_ids < 0, -1, word_ids + num_words)
                 windows.append({"input_ids": input_ids, "word_ids": word_ids})
@@ -149,7 +149,7 @@ class Tagger:
         num_subwords = iter(np.bincount(word_ids).tolist())  # of the words of all documents
         labels = iter(probabilities.argmax(-1).tolist())  # of the subwords of all documents
         scores = iter(probabilities.max(-1).tolist())
-        num_special = len(special_tokens(self.tokenizer)[0])  # before the text
+        num_special = len(self.special[0])  # before the text
         outside = [label for label, name in zip(self.label_list, canonical(self.label_list)) if name == "O"]
         entities: list[list[dict]] = []
         for document, offsets in zip(documents, subword_offsets(sentences, self.tokenizer)):

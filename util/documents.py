@@ -4,6 +4,7 @@ import colorsys
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from util import report
 from util.annotations import Columns, as_record, pick_column, shown, split_words, text_columns, words_and_tags
 from util.formats import Reader
 from util.input_format import BYTE_ORDER_MARK, choose_input, split_values
-from util.lines import how_to_convert
+from util.lines import how_to_convert, is_border
 from util.list_cells import split_cells
 
 CHUNK_SIZE = 1024  # documents
@@ -211,10 +212,10 @@ def format_document(
     """A document in one of OUTPUT_FORMATS. colors: hues by entity type (report.type_colors)."""
     if format == "json":
         rounded = [entity | {"score": round(entity["score"], 6)} for entity in tagged.entities]
-        fields = {"text": document.text} | document.record | {"entities": rounded}
+        fields = {"text": document.text} | _other_fields(document) | {"entities": rounded}
         return json.dumps(fields, ensure_ascii=False) + "\n"
     if format == "conll":
-        words = [document.text[start:end] for start, end in document.words]
+        words = [_conll_word(document.text[start:end]) for start, end in document.words]
         return "".join(f"{word}\t{tag}\n" for word, tag in zip(words, tagged.tags)) + "\n"
     spans = [(e["start"], e["end"], e.get("entity_group") or e["entity"]) for e in tagged.entities]
     if format == "html":
@@ -223,6 +224,30 @@ def format_document(
     for entity, (start, end, name) in zip(tagged.entities, spans):
         lines.append(f"  {f'{start}-{end}':>13}  {name:8} {entity['score']:.4f}  {entity['word']}")
     return "\n".join(lines) + "\n"
+
+
+def _other_fields(document: Document) -> dict:
+    """The fields of the input. Its own `entities`, and a `text` that is not the one tagged, are renamed."""
+    fields = {}
+    for name, value in document.record.items():
+        if name == "entities" or (name == "text" and value != document.text):
+            while name in document.record:
+                name += "_input"
+        fields[name] = value
+    return fields
+
+
+# Tabs, and all characters at which programs end a line.
+_SEPARATORS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
+
+
+def _conll_word(word: str) -> str:
+    """A word as the first column of a line, in front of a tab.
+
+    Tabs and line ends become spaces. A word that could be a comment or the border of documents gets a space in front.
+    """
+    word = _SEPARATORS.sub(" ", word)
+    return f" {word}" if word.startswith("#") or is_border([word]) else word
 
 
 def _colored(text: str, spans: list[tuple[int, int, str]], colors: dict[str, int]) -> str:

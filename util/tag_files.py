@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,14 +90,36 @@ def _parse_chunk(job: TagJob, chunk: list[RawDocument]) -> tuple[list[Document],
 
 
 def tag_stream(job: TagJob) -> None:
-    """Tags to standard output, one chunk at a time."""
+    """Tags to standard output, one chunk at a time. After an error or a signal, a page still gets its closing tags."""
+    handlers = {number: signal.signal(number, _exit) for number in _STOP_SIGNALS}
     try:
-        print(job.page_start(), end="")
-        for chunk in job.input.chunks():
-            print(tag_chunk(job, chunk).text, end="", flush=True)
-        print(job.page_end(), end="")
+        try:
+            _write(job.page_start())
+            for chunk in job.input.chunks():
+                _write(tag_chunk(job, chunk).text)
+        finally:
+            _write(job.page_end())
     except BrokenPipeError:  # infer.py ... | head: the rest of the buffer is discarded
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _exit(number, frame) -> None:
+    raise SystemExit(128 + number)
+
+
+def _write(text: str) -> None:
+    """Writes the whole text before a signal ends the process, so that no document is cut."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        print(text, end="", flush=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 # ---------------------------------------------------------------------------------------------------------
