@@ -247,7 +247,8 @@ def _conll_word(word: str) -> str:
     Tabs and line ends become spaces. A word that could be a comment or the border of documents gets a space in front.
     """
     word = _SEPARATORS.sub(" ", word)
-    return f" {word}" if word.startswith("#") or is_border([word]) else word
+    is_like_comment = word.startswith("#") and " " in word
+    return f" {word}" if is_like_comment or is_border([word]) else word
 
 
 def _colored(text: str, spans: list[tuple[int, int, str]], colors: dict[str, int]) -> str:
