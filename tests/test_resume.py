@@ -129,6 +129,15 @@ def test_a_killed_continuation_goes_on_from_its_own_newest_checkpoint(flags, old
     assert run_dir.model_digest(str(tmp_path / "new")) == run_dir.model_digest(str(tmp_path / "whole"))
 
 
+def test_two_ranks_continue_in_a_new_folder(flags, old, tmp_path):
+    """With half the batch on each rank."""
+    further = ["--resume_from_checkpoint", of(old, 2 * EPOCH), "--num_train_epochs", 3, "--learning_rate", 0]
+    command = [*flags, *further, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "new"]
+    code, printed = forked("none", tmp_path / "log", command, ranks=2)
+    assert code == 0, printed
+    assert check_model(tmp_path / "new", printed) == 3 * EPOCH
+
+
 def test_auto_starts_from_the_named_checkpoint_again_if_the_run_has_none_yet(flags, old, tmp_path):
     further = ["--num_train_epochs", 4, "--output_dir", tmp_path / "new"]
     code, _ = forked(
@@ -249,7 +258,10 @@ def test_the_last_checkpoint_of_a_run_without_its_model_is_refused(flags, old, t
     folder = copy(old, tmp_path)
     command = [*flags, "--num_train_epochs", 4, "--output_dir", folder]
     (folder / "model.safetensors").rename(tmp_path / "kept")
-    assert "no step is left to train" in refused(capsys, *command)
+    assert refused(capsys, *command) == (
+        f"{of(folder, 4 * EPOCH)}: is of the last step, but the best model is not in {folder}; "
+        "pass an earlier --resume_from_checkpoint, or --overwrite_output_dir to start again"
+    )
     shutil.move(tmp_path / "kept", folder / "model.safetensors")
     check_model(folder, train(*command))
     assert json.loads((folder / "all_results.json").read_text())["eval_f1"] == results(old)["eval_f1"]

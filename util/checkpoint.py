@@ -175,12 +175,17 @@ def find_checkpoint(
 
 def _check_steps_left(folder: str, path: str, state: dict, total_steps: float) -> None:
     """Raises ValueError for a checkpoint after which no evaluation would save the model that the folder lacks."""
-    has_model = "validation data" not in state["fingerprint"]  # the last model is saved at the end
-    has_model = is_checkpoint_of(folder, path) and (has_model or _has_best_model(folder, path, state["train_state"]))
-    if state["step"] > total_steps or (state["step"] == total_steps and not has_model):
+    is_here = is_checkpoint_of(folder, path)
+    if state["step"] > total_steps or (state["step"] == total_steps and not is_here):
         raise ValueError(
             f"{path}: is of step {state['step']}, and this run ends at step {total_steps}: no step is left to train; "
             "pass a larger --num_train_epochs or --max_steps, or an earlier --resume_from_checkpoint"
+        )
+    needs_best = "validation data" in state["fingerprint"]  # without it, the last model is saved at the end
+    if state["step"] == total_steps and needs_best and not _has_best_model(folder, path, state["train_state"]):
+        raise ValueError(
+            f"{path}: is of the last step, but the best model is not in {folder}; "
+            "pass an earlier --resume_from_checkpoint, or --overwrite_output_dir to start again"
         )
 
 
