@@ -13,6 +13,7 @@ tagger("Maria lives in Oslo.")   # [{"entity_group": "PER", "score": 0.99, "word
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 from datetime import timedelta
@@ -32,6 +33,7 @@ from util.corpus_scan import refuse_stray_tags, tag_statistics
 from util.device import pick_device, synchronize, to_device
 from util.distributed import Ranks, exit_on_error, get_ranks, join_process_group, quiet
 from util.documents import Document, Tagged
+from util.encoder_check import check_encoder
 from util.pretrained import load_tokenizer, max_length
 from util.run_dir import atomic_write_text, decided_scheme, is_file_of_run, read_settings
 from util.sources import open_file, read_source
@@ -58,8 +60,13 @@ class Tagger:
         self.model = modeling.from_pretrained(model_name_or_path).to(self.device).eval()
         id2label = self.model.config.id2label
         self.label_list = [id2label[i] for i in range(self.model.config.num_labels)]
-        self.autocast = modeling.make_autocast(modeling.pick_precision(precision, self.device), self.device)
-        self.window_size = max_length(self.tokenizer, self.model.config)
+        self.tokenizer.model_max_length = max_length(self.tokenizer, self.model.config)
+        checked = check_encoder(
+            self.model, self.tokenizer, precision, modeling.pick_precision(precision, self.device),
+            modeling.make_autocast, None, functools.partial(print, file=sys.stderr),
+        )  # fmt: skip
+        self.autocast = modeling.make_autocast(checked.precision, self.device)
+        self.window_size, self.one_length = self.tokenizer.model_max_length, checked.depends_on_padding
         self.batch_size, self.stride = batch_size, stride
 
     def __call__(self, texts: str | list[str], aggregation_strategy: str = "simple") -> list:
@@ -107,7 +114,7 @@ class Tagger:
         lengths = np.array([len(window["input_ids"]) for window in windows], int)
         batch_probabilities = [torch.empty(0, len(self.label_list))]
         batch_word_ids = [np.empty(0, int)]
-        for rows in data.eval_batches(lengths, self.batch_size):
+        for rows in data.eval_batches(lengths, self.batch_size, self.one_length):
             batch = data.collate([windows[row] for row in rows], pad_values)
             word_ids = batch.pop("word_ids").flatten()  # [B * L]
             position = (word_ids >= 0).nonzero()[:, 0]
@@ -240,7 +247,7 @@ def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
         batch["labels"].clamp_(max=len(tagger.label_list) - 1)  # unknown labels have no logit, hence no loss
         return batch
 
-    batches = data.eval_batches(split.windows.lengths, args.batch_size)
+    batches = data.eval_batches(split.windows.lengths, args.batch_size, tagger.one_length)
     predictions = metrics.predict(
         tagger.model, split.windows, batches, collate=collate, autocast=tagger.autocast,
         token_loss=modeling.token_loss, rank=ranks.rank, world_size=ranks.world_size,

@@ -20,7 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
 
 from util import packed  # noqa: F401 - registers "packed_sdpa"
+from util.attention_type import choose_attention_by_length
 from util.distributed import on_rank0
+from util.encoder_check import Checked, check_encoder
 from util.partial_embedding import merge_embeddings
 from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_rank0
 
@@ -40,6 +42,7 @@ def from_pretrained(name: str | None, config=None, **options) -> PreTrainedModel
         model = AutoModelForTokenClassification.from_pretrained(name, **options)
     if torch.cuda.is_available() and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation("packed_sdpa")  # the same for padded batches, without waiting for the GPU
+    choose_attention_by_length(model)
     # All models of train.py and infer.py are made here: attach what both of them compute, such as a CRF.
     return model
 
@@ -126,6 +129,15 @@ def make_autocast(precision: str, device: torch.device) -> torch.autocast:
     """Matrix products in 16 bits; norms, softmax and loss in fp32. Disabled for fp32."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def check_precision(name: str, tokenizer, args, device: torch.device, log) -> Checked:
+    """--precision, or fp32 where the encoder `name` does not work in 16 bits: see check_encoder for this and errors."""
+    precision = pick_precision(args.precision, device)
+    if args.fsdp:  # no single device may hold the model: check_windows tries it once it is sharded
+        return Checked(precision, False)
+    model = load_model(name, ["O", "B-X"], args.gradient_checkpointing).to(device).train()  # any head will do
+    return check_encoder(model, tokenizer, args.precision, precision, make_autocast, args.max_seq_length, log)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -110,6 +110,7 @@ def write_encoder(family: str, folder: Path, tokenizer=None) -> Path:
     """Writes config, random weights and tokenizer of a tiny pretrained encoder without a head."""
     tokenizer = tokenizer or tokenizer_of(family)
     config = tiny_config(family, tokenizer)
+    config.architectures = []  # Funnel has two base models
     torch.manual_seed(0)
     model = AutoModel.from_config(config)
     model.save_pretrained(folder)

@@ -74,7 +74,7 @@ def max_length(tokenizer, config) -> int:
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - unused)
-    if len(limits) == 1 and (getattr(config, "max_position_embeddings", None) or -1) > 0:
-        limits.append(config.max_position_embeddings)  # relative or rotary positions have no table
+    if (getattr(config, "max_position_embeddings", None) or -1) > 0:
+        limits.append(config.max_position_embeddings)  # Nystromformer's table has two rows more than it reads tokens
     limit = min(limits)
     return limit if limit < 1_000_000 else DEFAULT_MAX_LENGTH  # transformers writes 10**30 for "no limit"
