@@ -17,29 +17,31 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from util import packed  # noqa: F401 - registers "packed_sdpa"
 from util.attention_type import choose_attention_by_length
 from util.distributed import on_rank0
 from util.encoder_check import Checked, check_encoder
 from util.partial_embedding import merge_embeddings
+from util.pretrained import load_config, load_encoder_model, load_trained_model, new_model
 from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_rank0
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Encoder, head and loss
 
 
-def from_pretrained(name: str | None, config=None, **options) -> PreTrainedModel:
-    """A folder or a Hub id -> the model in fp32. None -> random weights, or none under `torch.device("meta")`.
+def from_pretrained(name: str | None, config=None) -> PreTrainedModel:
+    """A folder or a Hub id -> the model in fp32. With a config: the encoder, and a head for the labels of the config.
 
-    By default transformers 5 uses the dtype of the file. AdamW needs fp32 weights, and autocast computes in 16 bits.
+    Without: the trained model. name=None: random weights, or none under `torch.device("meta")`.
     """
-    options |= {"config": config, "dtype": torch.float32}
     if name is None:
-        model = AutoModelForTokenClassification.from_config(**options)
+        model = new_model(config)
+    elif config is None:
+        model = load_trained_model(name)
     else:
-        model = AutoModelForTokenClassification.from_pretrained(name, **options)
+        model = load_encoder_model(name, config)
     if torch.cuda.is_available() and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation("packed_sdpa")  # the same for padded batches, without waiting for the GPU
     choose_attention_by_length(model)
@@ -52,27 +54,11 @@ def load_model(
 ) -> PreTrainedModel:
     """The encoder `name` (a folder or a Hub id) with a head of one logit a label.
 
-    A head that was trained for the same labels in the same order is kept. Any other head is reinitialized, even if
-    its size matches, since its rows would mean other labels. load_weights=False: on the meta device.
+    A head that was trained for the same labels in the same order is kept. load_weights=False: on the meta device.
     """
-    saved = AutoConfig.from_pretrained(name)
-    config = AutoConfig.from_pretrained(
-        name,
-        num_labels=len(label_list),
-        id2label=dict(enumerate(label_list)),
-        label2id={label: i for i, label in enumerate(label_list)},
-    )
-    if load_weights:
-        model = from_pretrained(name, config, ignore_mismatched_sizes=True)
-    else:
-        with torch.device("meta"):
-            model = from_pretrained(None, config)
-    has_head = any("ForTokenClassification" in architecture for architecture in saved.architectures or [])
-    if has_head and [saved.id2label[i] for i in sorted(saved.id2label)] != label_list:
-        encoder = set(model.base_model.modules())
-        for module in model.modules():
-            if module not in encoder and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+    config = load_config(name, label_list)
+    with contextlib.nullcontext() if load_weights else torch.device("meta"):
+        model = from_pretrained(name if load_weights else None, config)
     assert model.config.num_labels == len(label_list), (model.config.num_labels, len(label_list))
     if gradient_checkpointing:
         # transformers 5.17 knows only the old name
