@@ -308,7 +308,8 @@ def main() -> None:
     if checkpoint:
         state = restore(checkpoint, raw_model, optimizer, scaler, log)
     if ranks.world_size > 1 and not args.fsdp and model is raw_model:
-        model = DistributedDataParallel(raw_model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=has_varying_gradients)
+        options = {"gradient_as_bucket_view": True, "find_unused_parameters": has_varying_gradients}
+        model = DistributedDataParallel(raw_model, broadcast_buffers=False, **options)
 
     # ---- from here on the output folder is changed, and an error exits with code 1 instead of 2
     exit_on_error.training_begins()

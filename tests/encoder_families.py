@@ -1,12 +1,10 @@
 """Tiny encoders of every family with a token-classification head: configs generated from transformers' own mapping.
 
-python tests/encoder_families.py FOLDER     # writes all of them
-
 A family of a later version of transformers is included without a change here: every size of its default config is
 made small by its name. OVERRIDES holds only what names do not tell.
 """
 
-import sys
+import contextlib
 from pathlib import Path
 
 import torch
@@ -99,33 +97,33 @@ def set_tokens(changed: dict, default: PretrainedConfig, tokenizer) -> None:
         changed["max_position_embeddings"] = POSITIONS + 2  # RoBERTa counts positions from pad_token_id + 1
 
 
-def tokenizer_of(family: str):
-    """Byte-level BPE for families whose default pad_token_id is 1 (RoBERTa), else WordPiece."""
-    from conftest import byte_level_bpe, word_piece
-
-    return byte_level_bpe() if getattr(CONFIG_MAPPING[family](), "pad_token_id", None) == 1 else word_piece()
+def is_roberta_like(family: str) -> bool:
+    """Whether the family's padding has the id 1. Its encoders get byte-level BPE, the others WordPiece."""
+    return getattr(CONFIG_MAPPING[family](), "pad_token_id", None) == 1
 
 
-def write_encoder(family: str, folder: Path, tokenizer=None) -> Path:
-    """Writes config, random weights and tokenizer of a tiny pretrained encoder without a head."""
-    tokenizer = tokenizer or tokenizer_of(family)
+def without_dropout(config: PretrainedConfig) -> None:
+    """Sets everything that drops something to 0, also in the configs that it holds."""
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            without_dropout(value)
+        elif ("drop" in name or name == "attn_pdrop") and isinstance(value, float):
+            setattr(config, name, 0.0)
+
+
+def write_encoder(family: str, folder: Path, tokenizer, dropout: bool = True, **changes) -> Path:
+    """Writes config, random weights and tokenizer of a tiny pretrained encoder without a head.
+
+    Without weights if a library that the encoder needs is missing. changes: of the config.
+    """
     config = tiny_config(family, tokenizer)
+    if not dropout:
+        without_dropout(config)
+    config.update(changes)
     config.architectures = []  # Funnel has two base models
-    torch.manual_seed(0)
-    model = AutoModel.from_config(config)
-    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    config.save_pretrained(folder)
+    torch.manual_seed(0)
+    with contextlib.suppress(ImportError):
+        AutoModel.from_config(config).save_pretrained(folder)
     return folder
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-    import conftest  # noqa: F401 - separate caches
-
-    for name in FAMILIES:
-        try:
-            write_encoder(name, Path(sys.argv[1]) / name)
-            model = AutoModel.from_pretrained(Path(sys.argv[1]) / name)
-            print(name, f"{sum(p.numel() for p in model.parameters()):,}")
-        except Exception as error:
-            print(name, "FAILED", type(error).__name__, str(error)[:200].replace("\n", " "))

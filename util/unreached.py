@@ -27,8 +27,9 @@ def disable_layerdrop(model: PreTrainedModel, log) -> None:
 
 
 def _has_gradient(model: PreTrainedModel, input_ids: torch.Tensor, autocast) -> set[str]:
-    with autocast:
-        model(input_ids=input_ids.to(model.device)).logits.float().square().mean().backward()
+    input_ids = input_ids.to(model.device)
+    with autocast:  # packed_sdpa needs a mask where a sliding window is shorter than the input
+        model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits.float().square().mean().backward()
     names = {name for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return names
