@@ -2,8 +2,8 @@
 
 torchrun --nproc-per-node=2 tests/many_runs.py RUNS.json
 
-RUNS.json: {name: [flags]}. RUNS.json.RANK gets [names that ended well]. A run that fails ends all of them. Before the run
-"NAME again", the output folder of the run NAME is copied as it was when it was killed after step 3.
+RUNS.json: {name: [flags]}. RUNS.json.RANK gets [names that ended well]. A run that fails ends all of them. Before the
+run "NAME again", the output folder of the run NAME is copied as it was when it was killed after step 3.
 """
 
 import atexit
