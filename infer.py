@@ -34,13 +34,14 @@ from util.device import pick_device, synchronize, to_device
 from util.distributed import Ranks, exit_on_error, get_ranks, join_process_group, quiet
 from util.documents import Document, Tagged
 from util.encoder_check import check_encoder
-from util.pretrained import load_tokenizer, max_length
+from util.pretrained import load_config, load_tokenizer, max_length
 from util.run_dir import atomic_write_text, decided_scheme, is_file_of_run, read_settings
 from util.sources import open_file, read_source
 from util.tag_files import TagJob, tag_file, tag_stream, tagger_digest
 from util.tag_schemes import entity_spans, make_label_list
 from util.tag_spelling import canonical, check_same_spelling, entity_type, prefix
 from util.tokenizer import encode, special_tokens, subword_offsets
+from util.vocabulary import check_rows
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
@@ -57,6 +58,7 @@ class Tagger:
     def __init__(self, model_name_or_path: str, batch_size=32, stride=64, precision="auto"):
         self.device = pick_device()
         self.tokenizer = load_tokenizer(model_name_or_path)
+        check_rows(model_name_or_path, self.tokenizer, load_config(model_name_or_path))
         self.model = modeling.from_pretrained(model_name_or_path).to(self.device).eval()
         id2label = self.model.config.id2label
         self.label_list = [id2label[i] for i in range(self.model.config.num_labels)]
