@@ -40,7 +40,7 @@ REFUSED = {
     "canine": "error: CanineForTokenClassification cannot be used: RuntimeError: max_pool1d() Invalid computed output "
     "size: 0",
     "layoutlmv2": "cannot be loaded: ImportError: that match your environment. Please note that you may need to "
-    "restart your runtime after installation.",
+    "restart your runtime after installation; pip install detectron2",
     "mra": "error: MraForTokenClassification: its logits do not depend on the other words of a sentence on this device",
 }
 IN_FP32 = {"big_bird", "deberta", "xmod"}  # which 16 bits do not work with
@@ -174,7 +174,8 @@ ROWS: dict[str, str] = {}  # of docs/encoders.md
 def table_row(family: str, done: SimpleNamespace, out: Path) -> str:
     """done: a run with --precision auto, where the CPU has bf16."""
     if done.code:
-        return f"| {family} | refused | | | {done.stderr.strip().splitlines()[-1].removeprefix('error: ')} |"
+        line = done.stderr.strip().splitlines()[-1]
+        return f"| {family} | refused | | | {line[line.index(REFUSED[family]) :].removeprefix('error: ')} |"
     packing = "no" if "packing is off" in done.stdout else "yes"
     notes = ["depends on padding"] if family in DEPENDS_ON_PADDING else []
     frozen = re.search("frozen, since no logit depends on them: (.*)", done.stdout)
@@ -186,9 +187,9 @@ def table_row(family: str, done: SimpleNamespace, out: Path) -> str:
 
 INTRO = f"""# Encoders
 
-`pytest -m "" tests/test_encoders.py` writes this page, here with transformers {transformers.__version__}. It tries every
-family in transformers' `MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING`, with a tiny configuration and random weights, on a CPU,
-in fp32 and in bf16:
+`pytest -m "" tests/test_encoders.py` writes this page, here with transformers {transformers.__version__}. It tries
+every family in transformers' `MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING`, with a tiny configuration and random weights,
+on a CPU, in fp32 and in bf16:
 
 - five steps, and the same run killed and resumed: equal byte for byte;
 - on two ranks in fp32, equal to one rank up to rounding; killed and resumed there: equal byte for byte;
@@ -270,8 +271,8 @@ def test_the_longest_window_is_found_where_the_computed_limit_is_too_high(corpus
     encoder = write("ibert", tmp_path / "encoder")
     done = call(train_script, *flags_for(corpus, encoder, tmp_path / "out", "auto"))
     assert done.code == 0 and (
-        "windows have 128 subwords, since IBertForTokenClassification with 130 raises IndexError: index out of range in "
-        "self" in done.lines
+        "windows have 128 subwords, since IBertForTokenClassification with 130 raises IndexError: index out of range "
+        "in self" in done.lines
     )
     assert infer.Tagger(str(tmp_path / "out")).window_size == 128
     line = refusal(encoder, corpus, tmp_path / "other", "--max_seq_length", 130)
