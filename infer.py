@@ -13,7 +13,6 @@ tagger("Maria lives in Oslo.")   # [{"entity_group": "PER", "score": 0.99, "word
 import argparse
 import contextlib
 import dataclasses
-import functools
 import os
 import sys
 from datetime import timedelta
@@ -63,10 +62,7 @@ class Tagger:
         id2label = self.model.config.id2label
         self.label_list = [id2label[i] for i in range(self.model.config.num_labels)]
         self.tokenizer.model_max_length = max_length(self.tokenizer, self.model.config)
-        checked = check_encoder(
-            self.model, self.tokenizer, precision, modeling.pick_precision(precision, self.device),
-            modeling.make_autocast, None, functools.partial(print, file=sys.stderr),
-        )  # fmt: skip
+        checked = check_encoder(self.model, self.tokenizer, precision, modeling.make_autocast)
         self.autocast = modeling.make_autocast(checked.precision, self.device)
         self.window_size, self.one_length = self.tokenizer.model_max_length, checked.depends_on_padding
         self.batch_size, self.stride = batch_size, stride

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from util import packed  # noqa: F401 - registers "packed_sdpa"
 from util.attention_type import choose_attention_by_length
+from util.device import pick_precision
 from util.distributed import on_rank0
 from util.encoder_check import Checked, check_encoder
 from util.partial_embedding import merge_embeddings
@@ -94,23 +95,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def pick_precision(requested: str, device: torch.device) -> str:
-    """auto -> bf16 where the hardware computes in it, else fp16 on a GPU, else fp32. Raises ValueError."""
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if requested == "auto":
-        if has_bf16:
-            return "bf16"
-        return "fp16" if device.type == "cuda" else "fp32"
-    if requested == "fp16" and device.type != "cuda":
-        raise ValueError("--precision fp16 needs a GPU; use bf16 or fp32")
-    if requested == "bf16" and device.type == "cuda" and not has_bf16:
-        raise ValueError(f"--precision bf16: {torch.cuda.get_device_name(device)} has none; use fp16 or fp32")
-    return requested
-
-
 def make_autocast(precision: str, device: torch.device) -> torch.autocast:
     """Matrix products in 16 bits; norms, softmax and loss in fp32. Disabled for fp32."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
@@ -118,12 +102,11 @@ def make_autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def check_precision(name: str, tokenizer, args, device: torch.device, log) -> Checked:
-    """--precision, or fp32 where the encoder `name` does not work in 16 bits: see check_encoder for this and errors."""
-    precision = pick_precision(args.precision, device)
+    """--precision, or fp32 where the encoder `name` does not work in 16 bits. Errors are those of check_encoder."""
     if args.fsdp:  # no single device may hold the model: check_windows tries it once it is sharded
-        return Checked(precision, False)
+        return Checked(pick_precision(args.precision, device), False)
     model = load_model(name, ["O", "B-X"], args.gradient_checkpointing).to(device).train()  # any head will do
-    return check_encoder(model, tokenizer, args.precision, precision, make_autocast, args.max_seq_length, log)
+    return check_encoder(model, tokenizer, args.precision, make_autocast, args.max_seq_length, log)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, byte_level_bpe, flat, read, results, run, weights, word_piece
+from copies import KILL, Project
 from encoder_families import FAMILIES
 from safetensors.torch import save_file
 
@@ -299,7 +300,7 @@ def test_the_check_changes_no_random_number_and_no_weight(encoders):
     model = modeling.load_model(encoders["wordpiece"], ["O", "B-X"]).train()
     tokenizer = load_tokenizer(encoders["wordpiece"])
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    checked = check_encoder(model, tokenizer, "auto", "bf16", modeling.make_autocast, None, print)
+    checked = check_encoder(model, tokenizer, "auto", modeling.make_autocast)
     assert checked == ("bf16", False) and torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -366,3 +367,12 @@ def test_batches_of_one_length():
     lengths = np.array([3, 5, 3, 5, 5, 2])
     batches = [batch.tolist() for batch in data.eval_batches(lengths, 2, one_length=True)]
     assert batches == [[1, 3], [4], [0, 2], [5]]
+
+
+def test_two_ranks_that_are_killed_train_a_tied_embedding_as_ranks_that_are_not(corpus, tmp_path):
+    project, encoder = Project(tmp_path / "project"), write("t5", tmp_path / "encoder")
+    flags = {name: flags_for(corpus, encoder, tmp_path / name, "fp32", batch=4) for name in ("killed", "out")}
+    assert project.start("train.py", *flags["killed"], ranks=2, before=KILL.format(step=3)).wait().code == -9
+    assert "resumed from" in project.run("train.py", *flags["killed"], ranks=2)
+    project.run("train.py", *flags["out"], ranks=2)
+    assert (tmp_path / "killed/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()

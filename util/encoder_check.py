@@ -4,6 +4,8 @@ Each answer is measured, since lists of names and versions go out of date. The p
 whose state is not trained, so that nothing in the trained model changes.
 """
 
+import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from util.device import to_device
+from util.device import pick_precision, to_device
 from util.sharding import local_tensor
 from util.tokenizer import special_tokens
 
@@ -48,7 +50,7 @@ class Windows(NamedTuple):
 
 def _windows(tokenizer) -> Windows:
     special = tuple(torch.as_tensor(ids, dtype=torch.long) for ids in special_tokens(tokenizer))
-    excluded = torch.tensor([i for i in tokenizer.all_special_ids if i is not None])
+    excluded = torch.tensor([i for i in tokenizer.all_special_ids if i is not None], dtype=torch.long)
     ids = torch.arange(len(tokenizer))
     subwords = ids[~torch.isin(ids, excluded)]
     return Windows(special, subwords, tokenizer.pad_token_id or 0)
@@ -115,6 +117,7 @@ def refuse_without_context(model: PreTrainedModel, windows: Windows) -> None:
     changed["input_ids"][0, position] = windows.subwords[windows.subwords != changed["input_ids"][0, position]][0]
     first, second = (model(**to_device(inputs, model.device)).logits[0] for inputs in (batch, changed))
     others = torch.arange(len(first), device=first.device) != position
+    # A head of zeros shows nothing.
     if first.any() and torch.equal(first[others], second[others]):
         raise ValueError(
             f"{type(model).__name__}: its logits do not depend on the other words of a sentence on this device"
@@ -140,15 +143,21 @@ class Checked(NamedTuple):
     depends_on_padding: bool
 
 
+def _log_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def check_encoder(
-    model: PreTrainedModel, tokenizer, requested: str, precision: str, make_autocast, max_seq_length: int | None, log
-) -> Checked:
+    model: PreTrainedModel, tokenizer, requested: str, make_autocast, max_seq_length: int | None = None,
+    log: Callable[[str], None] = _log_to_stderr,
+) -> Checked:  # fmt: skip
     """Tries an encoder before the data are read, and before tagging: a model in training mode also passes backward.
 
-    model: its values and buffers may change. requested: --precision. make_autocast: precision, device -> autocast.
+    model: on its device; its buffers may change. requested: --precision. make_autocast: precision, device -> autocast.
     max_seq_length: the flag. Lowers tokenizer.model_max_length where the encoder reads less. Raises ValueError if it
     does not work, or not as a flag asks for.
     """
+    precision = pick_precision(requested, model.device)
     name, windows, backward = type(model).__name__, _windows(tokenizer), model.training
     limit = min(tokenizer.model_max_length, FIRST_LENGTH)
 
@@ -164,9 +173,12 @@ def check_encoder(
                     raise ValueError(f"--precision {precision}: {name} raises {found.reason}; use --precision fp32")
                 log(f"warning: computing in fp32, since {name} in {precision} raises {found.reason}")
                 precision, found = "fp32", in_fp32
-        if not found.longest:
-            raise ValueError(f"{name} cannot be used: {found.reason}")
-        model.eval()
+        fp32 = torch.autocast(model.device.type, enabled=False)
+        reason = "" if found.longest else found.reason
+        reason = reason or _failure(model.eval(), windows.batch(SHORT_LENGTHS), fp32, backward=False)
+        if reason:
+            remedy = "; try a smaller --max_seq_length" if "device-side assert" in reason else ""  # of an index
+            raise ValueError(f"{name} cannot be used: {reason}{remedy}")
         refuse_without_context(model, windows)
         is_dependent = depends_on_padding(model, windows)
     if found.longest < limit:
