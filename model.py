@@ -26,7 +26,7 @@ from util.distributed import on_rank0
 from util.encoder_check import Checked, check_encoder
 from util.partial_embedding import merge_embeddings
 from util.pretrained import load_config, load_encoder_model, load_trained_model, new_model
-from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_rank0
+from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_rank0, tie_parameters, tied_parameters
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Encoder, head and loss
@@ -119,8 +119,9 @@ def shard(model: PreTrainedModel, precision: str, device: torch.device) -> None:
     The other ranks pass a model on the meta device; only rank 0 ever holds all weights. Matrix products and
     communication use `precision`, sums of gradients and the optimizer fp32.
     """
-    values = parameters_and_buffers(model) if dist.get_rank() == 0 else {}
+    values, tied = parameters_and_buffers(model) if dist.get_rank() == 0 else {}, tied_parameters(model)
     model.to("meta")
+    tie_parameters(model, tied)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     options = {
         "mesh": init_device_mesh(device.type, (dist.get_world_size(),)),
@@ -133,6 +134,7 @@ def shard(model: PreTrainedModel, precision: str, device: torch.device) -> None:
         fully_shard(layer, **options)
     fully_shard(model, **options)
     model.to_empty(device=device)
+    tie_parameters(model, tied)
     send_from_rank0(parameters_and_buffers(model), values)
 
 
@@ -149,12 +151,13 @@ def sync_gradients(model: nn.Module, enabled: bool) -> None:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """On rank 0 what save_pretrained expects, under the names of the unmodified architecture; {} on other ranks."""
-    weights = merge_embeddings(model, gather_on_rank0(model.state_dict()))
-    first_names: dict = {}  # of tensors that share memory: a tied weight is saved once
-    for name, tensor in weights.items():
-        first_names.setdefault((tensor.data_ptr(), tensor.shape), name)
-    return {name: weights[name] for name in first_names.values()}
+    """On rank 0 what save_pretrained expects, under the names of the unmodified architecture; {} on other ranks.
+
+    A tied weight is saved once, under its first name.
+    """
+    further_names = {name for name, _ in tied_parameters(model)}
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in further_names}
+    return merge_embeddings(model, gather_on_rank0(weights))
 
 
 def save_model(model: PreTrainedModel, tokenizer, folder: str) -> None:

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from util.device import pick_precision, to_device
+from util.partial_embedding import trained_token_ids
 from util.sharding import local_tensor
 from util.tokenizer import special_tokens
 
@@ -200,16 +201,19 @@ def check_windows(model: PreTrainedModel, tokenizer, longest: int, autocast, log
     all_lengths = [[longest]] if longest > FIRST_LENGTH else []
     if is_sharded:  # no single device may hold the model
         all_lengths = [np.minimum(SHORT_LENGTHS, longest).tolist(), [longest]]
-    windows = _windows(tokenizer)
+    name = type(model).__name__.removeprefix("FSDP")
+    # Other subwords have no rows in the embedding while it is trained.
+    windows = _windows(tokenizer)._replace(subwords=trained_token_ids(model))
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         for lengths in all_lengths:
             reason = _failure(model, windows.batch(lengths), autocast, backward=True)
             if reason:
-                what = f"{type(model).__name__} with a window of {max(lengths)} subwords raises {reason}"
+                what = f"{name} with a window of {max(lengths)} subwords raises {reason}"
                 raise ValueError(f"{what}; use a smaller --max_seq_length or --precision fp32")
     if is_sharded:
         model.eval()
         if depends_on_padding(model, windows):
             model.config.depends_on_padding = True
-            log(f"warning: {DEPENDS_ON_PADDING.format(type(model).__name__)}")
+            log(f"warning: {DEPENDS_ON_PADDING.format(name)}")
         model.train()
+        model.state_dict()  # shards again what the last pass has gathered: the optimizer is to hold the sharded weights

@@ -70,11 +70,8 @@ def trained_token_ids(model: PreTrainedModel) -> torch.Tensor:
 def merge_embeddings(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A gathered state_dict -> the same with `weight` in place of `trained` and `frozen`. {} stays {}."""
     weights = dict(weights)
-    merged: dict[nn.Module, torch.Tensor] = {}  # a module may have several names
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in model.named_modules():  # of several names of a module, the first
         if weights and isinstance(module, PartiallyTrainedEmbedding):
-            parts = [weights.pop(f"{name}.trained"), weights.pop(f"{name}.frozen")]
-            if module not in merged:
-                merged[module] = torch.cat(parts)[module.row_of_id.cpu()]
-            weights[f"{name}.weight"] = merged[module]
+            rows = torch.cat([weights.pop(f"{name}.trained"), weights.pop(f"{name}.frozen")])
+            weights[f"{name}.weight"] = rows[module.row_of_id.cpu()]
     return weights
