@@ -21,6 +21,7 @@ from conftest import ROOT, byte_level_bpe, flat, read, results, run, weights, wo
 from copies import KILL, Project
 from encoder_families import FAMILIES
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import data
 import infer
@@ -33,7 +34,7 @@ from util.unreached import freeze_unreached_parameters
 REPRESENTATIVES = (
     "bert", "big_bird", "bros", "deberta", "fnet", "longformer", "mixtral", "modernbert", "t5", "xlnet"
 )  # fmt: skip
-STEPS = ["--max_steps", 5, "--save_steps", 2, "--save_total_limit", 9, "--learning_rate", "1e-3"]
+STEPS = ["--max_steps", 5, "--save_steps", 2, "--save_total_limit", 9, "--learning_rate", "1e-3", "--logging_steps", 1]
 
 # The families that train.py refuses, and its line.
 REFUSED = {
@@ -45,7 +46,7 @@ REFUSED = {
     "mra": "error: MraForTokenClassification: its logits do not depend on the other words of a sentence on this device",
 }
 IN_FP32 = {"big_bird", "deberta", "xmod"}  # which 16 bits do not work with
-DEPENDS_ON_PADDING = {"convbert", "fnet", "funnel", "nystromformer", "yoso"}
+DEPENDS_ON_PADDING = {"axk2", "convbert", "fnet", "funnel", "nystromformer", "yoso"}
 
 
 @pytest.fixture(scope="module")
@@ -158,15 +159,21 @@ def check_two_ranks(family: str, two_ranks: SimpleNamespace, corpus: dict, folde
     for ended in two_ranks.ended:
         assert {family, f"{family} again"} <= set(ended), two_ranks.output[-3000:]
     assert (two / "model.safetensors").read_bytes() == Path(f"{two}.again/model.safetensors").read_bytes()
-    ours, theirs = weights(one), weights(two)
-    assert ours.keys() == theirs.keys()
+    assert weights(one).keys() == weights(two).keys()
     if family not in DEPENDS_ON_PADDING:  # a rank pads to the longest of its own sentences
-        # AdamW moves a weight by the learning rate even if its gradient is rounding error, which decides what a router
-        # of experts chooses.
-        assert results(two)["test_loss"] == pytest.approx(results(one)["test_loss"], abs=1e-3)
-        for name, tensor in ours.items():
-            differs = (tensor - theirs[name]).abs() > 2e-4
-            assert differs.sum() <= max(4, 0.05 * differs.numel()), name
+        for name in ("loss", "grad_norm"):
+            first, second = (scalars(folder, name) for folder in (one, two))
+            assert len(first) == len(second) == 5
+            # Until then, all weights are equal: the learning rate of the first step is 0. AdamW then moves a weight by
+            # the learning rate even if its gradient is rounding error.
+            assert second[:2] == pytest.approx(first[:2], rel=1e-4)
+            assert second == pytest.approx(first, rel=2e-2)
+        assert results(two)["test_loss"] == pytest.approx(results(one)["test_loss"], abs=1e-2)
+
+
+def scalars(folder: Path, name: str) -> list[float]:
+    events = EventAccumulator(str(folder / "runs")).Reload().Scalars(f"train/{name}")
+    return [event.value for event in events]
 
 
 ROWS: dict[str, str] = {}  # of docs/encoders.md

@@ -21,6 +21,7 @@ from util.tokenizer import special_tokens
 
 FIRST_LENGTH = 1024  # of the longest window that is tried before the data are read
 SHORT_LENGTHS = (9, 23)  # of a padded batch
+PADDED_LENGTHS = (40, 53)  # of one whose logits are compared with those of its first sentence alone
 ROUNDING = 1e-4  # of logits in fp32, relative to the largest one; where logits depend on padding, 1e-3 and more
 FSDP_ROUNDING = 2e-2  # there may be no weights in fp32 to compute with
 DEPENDS_ON_PADDING = (
@@ -126,13 +127,17 @@ def refuse_without_context(model: PreTrainedModel, windows: Windows) -> None:
 
 
 @torch.no_grad()
-def depends_on_padding(model: PreTrainedModel, windows: Windows) -> bool:
-    """Whether a sentence has other logits in a batch with a longer one: FNet, Funnel, YOSO and others."""
-    batch = windows.batch(SHORT_LENGTHS)
-    alone = {name: values[:1, : SHORT_LENGTHS[0]] for name, values in batch.items()}
-    logits = [model(**to_device(inputs, model.device)).logits[0, : SHORT_LENGTHS[0]] for inputs in (batch, alone)]
+def depends_on_padding(model: PreTrainedModel, windows: Windows, limit: int) -> bool:
+    """Whether a sentence has other logits in a batch with a longer one: FNet, Funnel, YOSO and others.
+
+    limit: the longest window.
+    """
+    length, longest = min(PADDED_LENGTHS[0], limit - 1), min(PADDED_LENGTHS[1], limit)
+    batch = windows.batch([length, longest])
+    alone = {name: values[:1, :length] for name, values in batch.items()}
+    padded, single = (model(**to_device(inputs, model.device)).logits[0, :length] for inputs in (batch, alone))
     rounding = FSDP_ROUNDING if isinstance(model, FSDPModule) else ROUNDING
-    return bool((logits[0] - logits[1]).abs().max() > rounding * logits[1].abs().max())
+    return bool((padded - single).abs().max() > rounding * single.abs().max())
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -181,7 +186,7 @@ def check_encoder(
             remedy = "; try a smaller --max_seq_length" if "device-side assert" in reason else ""  # of an index
             raise ValueError(f"{name} cannot be used: {reason}{remedy}")
         refuse_without_context(model, windows)
-        is_dependent = depends_on_padding(model, windows)
+        is_dependent = depends_on_padding(model, windows, found.longest)
     if found.longest < limit:
         if max_seq_length:
             raise ValueError(f"--max_seq_length {max_seq_length}: {name} reads {found.longest} subwords at most")
@@ -212,7 +217,7 @@ def check_windows(model: PreTrainedModel, tokenizer, longest: int, autocast, log
                 raise ValueError(f"{what}; use a smaller --max_seq_length or --precision fp32")
     if is_sharded:
         model.eval()
-        if depends_on_padding(model, windows):
+        if depends_on_padding(model, windows, longest):
             model.config.depends_on_padding = True
             log(f"warning: {DEPENDS_ON_PADDING.format(name)}")
         model.train()
