@@ -104,6 +104,7 @@ def is_roberta_like(family: str) -> bool:
 
 def without_dropout(config: PretrainedConfig) -> None:
     """Sets everything that drops something to 0, also in the configs that it holds."""
+    config.classifier_dropout = 0.0  # a head without this attribute has 0.1
     for name, value in vars(config).items():
         if isinstance(value, PretrainedConfig):
             without_dropout(value)
