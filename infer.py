@@ -32,7 +32,7 @@ from util.corpus_scan import refuse_stray_tags, tag_statistics
 from util.device import pick_device, synchronize, to_device
 from util.distributed import Ranks, exit_on_error, get_ranks, join_process_group, quiet
 from util.documents import Document, Tagged
-from util.encoder_check import check_encoder
+from util.encoder_check import check_encoder, depends_on_padding
 from util.pretrained import load_config, load_tokenizer, max_length
 from util.run_dir import atomic_write_text, decided_scheme, is_file_of_run, read_settings
 from util.sources import open_file, read_source
@@ -62,9 +62,12 @@ class Tagger:
         id2label = self.model.config.id2label
         self.label_list = [id2label[i] for i in range(self.model.config.num_labels)]
         self.tokenizer.model_max_length = max_length(self.tokenizer, self.model.config)
-        checked = check_encoder(self.model, self.tokenizer, precision, modeling.make_autocast)
-        self.autocast = modeling.make_autocast(checked.precision, self.device)
-        self.window_size, self.one_length = self.tokenizer.model_max_length, checked.depends_on_padding
+        precision = check_encoder(self.model, self.tokenizer, precision, modeling.make_autocast)
+        self.autocast = modeling.make_autocast(precision, self.device)
+        self.window_size, self.one_length = (
+            self.tokenizer.model_max_length,
+            depends_on_padding(self.model, self.tokenizer),
+        )
         self.batch_size, self.stride = batch_size, stride
 
     def __call__(self, texts: str | list[str], aggregation_strategy: str = "simple") -> list:

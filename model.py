@@ -23,7 +23,7 @@ from util import packed  # noqa: F401 - registers "packed_sdpa"
 from util.attention_type import choose_attention_by_length
 from util.device import pick_precision
 from util.distributed import on_rank0
-from util.encoder_check import Checked, check_encoder
+from util.encoder_check import check_encoder
 from util.partial_embedding import merge_embeddings
 from util.pretrained import load_config, load_encoder_model, load_trained_model, new_model
 from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_rank0, tie_parameters, tied_parameters
@@ -101,10 +101,10 @@ def make_autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def check_precision(name: str, tokenizer, args, device: torch.device, log) -> Checked:
+def check_precision(name: str, tokenizer, args, device: torch.device, log) -> str:
     """--precision, or fp32 where the encoder `name` does not work in 16 bits. Errors are those of check_encoder."""
     if args.fsdp:  # no single device may hold the model: check_windows tries it once it is sharded
-        return Checked(pick_precision(args.precision, device), False)
+        return pick_precision(args.precision, device)
     model = load_model(name, ["O", "B-X"], args.gradient_checkpointing).to(device).train()  # any head will do
     return check_encoder(model, tokenizer, args.precision, make_autocast, args.max_seq_length, log)
 

@@ -191,8 +191,7 @@ def save(args: argparse.Namespace, state: TrainState, model, optimizer, scaler, 
 
 def evaluate(model, split: data.Split, args: argparse.Namespace, pad_values: dict[str, int], autocast) -> tuple:
     """Returns the scores of a split, equal on all ranks, and on rank 0 its predicted ids and probabilities [W]."""
-    start, ranks = time.perf_counter(), get_ranks()
-    one_length = getattr(model.config, "depends_on_padding", False)
+    start, ranks, one_length = time.perf_counter(), get_ranks(), getattr(model.config, "depends_on_padding", False)
     exit_on_error.batch_flag = "--per_device_eval_batch_size"
     eval_pad_values = {name: pad_values[name] for name in ("input_ids", "labels")}  # no other columns of labels
     predictions = metrics.predict(
@@ -236,7 +235,7 @@ def main() -> None:
     # ---- flags and data. All errors in the input are raised here, before anything is trained or overwritten.
     args = get_args(sys.argv[1:])
     encoder_name, tokenizer = load_encoder(args.model_name_or_path, args.max_seq_length)
-    precision, depends_on_padding = modeling.check_precision(encoder_name, tokenizer, args, device, log)
+    precision = modeling.check_precision(encoder_name, tokenizer, args, device, log)
     splits = data.load(args, tokenizer, log)
     train_set, val_set = splits["train"], splits.get("validation")
     check_args(args, precision, splits)
@@ -245,8 +244,6 @@ def main() -> None:
         encoder_name, train_set.label_list, args.gradient_checkpointing, load_weights=ranks.rank == 0 or not args.fsdp
     )
     raw_model.config.tag_scheme = train_set.tag_scheme  # of the files; for infer.py --evaluate
-    if depends_on_padding:
-        raw_model.config.depends_on_padding = True  # for evaluate
     disable_layerdrop(raw_model, log)
 
     # ---- process group, and what --output_dir holds: rank 0 looks and tells the others, which may not share its disk
@@ -291,7 +288,7 @@ def main() -> None:
     # freeze those that are to be trained later after DDP is created, with find_unused_parameters=True.
     if args.fsdp:
         modeling.shard(raw_model, precision, device)
-    check_windows(raw_model, tokenizer, max(int(s.windows.lengths.max()) for s in splits.values()), autocast, log)
+    check_windows(raw_model, tokenizer, splits, autocast, log)
     packing = verify_packing(packing, args.packing, raw_model, precision, autocast, log)
     # Any other optimizer of torch.optim works as well.
     optimizer = torch.optim.AdamW(
@@ -308,8 +305,12 @@ def main() -> None:
     if checkpoint:
         state = restore(checkpoint, raw_model, optimizer, scaler, log)
     if ranks.world_size > 1 and not args.fsdp and model is raw_model:
-        options = {"gradient_as_bucket_view": True, "find_unused_parameters": has_varying_gradients}
-        model = DistributedDataParallel(raw_model, broadcast_buffers=False, **options)
+        model = DistributedDataParallel(
+            raw_model,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=has_varying_gradients,
+        )
 
     # ---- from here on the output folder is changed, and an error exits with code 1 instead of 2
     exit_on_error.training_begins()

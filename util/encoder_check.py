@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from util.device import pick_precision, to_device
 from util.partial_embedding import trained_token_ids
 from util.sharding import local_tensor
+from util.split import Split
 from util.tokenizer import special_tokens
 
 FIRST_LENGTH = 1024  # of the longest window that is tried before the data are read
@@ -24,10 +25,6 @@ SHORT_LENGTHS = (9, 23)  # of a padded batch
 PADDED_LENGTHS = (40, 53)  # of one whose logits are compared with those of its first sentence alone
 ROUNDING = 1e-4  # of logits in fp32, relative to the largest one; where logits depend on padding, 1e-3 and more
 FSDP_ROUNDING = 2e-2  # there may be no weights in fp32 to compute with
-DEPENDS_ON_PADDING = (
-    "the logits of {} depend on padding: training pads its batches, evaluation and infer.py use batches of windows of "
-    "one length"
-)
 
 
 class Windows(NamedTuple):
@@ -127,13 +124,10 @@ def refuse_without_context(model: PreTrainedModel, windows: Windows) -> None:
 
 
 @torch.no_grad()
-def depends_on_padding(model: PreTrainedModel, windows: Windows, limit: int) -> bool:
-    """Whether a sentence has other logits in a batch with a longer one: FNet, Funnel, YOSO and others.
-
-    limit: the longest window.
-    """
-    length, longest = min(PADDED_LENGTHS[0], limit - 1), min(PADDED_LENGTHS[1], limit)
-    batch = windows.batch([length, longest])
+def depends_on_padding(model: PreTrainedModel, tokenizer) -> bool:
+    """Whether a sentence has other logits in a batch with a longer one: FNet, Funnel, YOSO and others."""
+    length, longest = np.minimum(PADDED_LENGTHS, (tokenizer.model_max_length - 1, tokenizer.model_max_length)).tolist()
+    batch = _windows(tokenizer).batch([length, longest])
     alone = {name: values[:1, :length] for name, values in batch.items()}
     padded, single = (model(**to_device(inputs, model.device)).logits[0, :length] for inputs in (batch, alone))
     rounding = FSDP_ROUNDING if isinstance(model, FSDPModule) else ROUNDING
@@ -144,11 +138,6 @@ def depends_on_padding(model: PreTrainedModel, windows: Windows, limit: int) -> 
 # Before training and before tagging
 
 
-class Checked(NamedTuple):
-    precision: str  # fp32 where 16 bits do not work
-    depends_on_padding: bool
-
-
 def _log_to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
@@ -156,12 +145,12 @@ def _log_to_stderr(line: str) -> None:
 def check_encoder(
     model: PreTrainedModel, tokenizer, requested: str, make_autocast, max_seq_length: int | None = None,
     log: Callable[[str], None] = _log_to_stderr,
-) -> Checked:  # fmt: skip
+) -> str:  # fmt: skip
     """Tries an encoder before the data are read, and before tagging: a model in training mode also passes backward.
 
-    model: on its device; its buffers may change. requested: --precision. make_autocast: precision, device -> autocast.
-    max_seq_length: the flag. Lowers tokenizer.model_max_length where the encoder reads less. Raises ValueError if it
-    does not work, or not as a flag asks for.
+    Returns the precision to use, fp32 where 16 bits do not work. Lowers tokenizer.model_max_length where the encoder
+    reads less. Raises ValueError if it does not work, or not as a flag asks for. model: on its device; its buffers may
+    change. requested: --precision. make_autocast: precision, device -> autocast. max_seq_length: the flag.
     """
     precision = pick_precision(requested, model.device)
     name, windows, backward = type(model).__name__, _windows(tokenizer), model.training
@@ -186,27 +175,25 @@ def check_encoder(
             remedy = "; try a smaller --max_seq_length" if "device-side assert" in reason else ""  # of an index
             raise ValueError(f"{name} cannot be used: {reason}{remedy}")
         refuse_without_context(model, windows)
-        is_dependent = depends_on_padding(model, windows, found.longest)
     if found.longest < limit:
         if max_seq_length:
             raise ValueError(f"--max_seq_length {max_seq_length}: {name} reads {found.longest} subwords at most")
         log(f"windows have {found.longest} subwords, since {name} with {limit} raises {found.reason}")
         tokenizer.model_max_length = found.longest
-    if is_dependent and backward:
-        log(f"warning: {DEPENDS_ON_PADDING.format(name)}")
-    return Checked(precision, is_dependent)
+    return precision
 
 
-def check_windows(model: PreTrainedModel, tokenizer, longest: int, autocast, log) -> None:
-    """Tries what check_encoder cannot: the longest window of the data, if longer, and a model under FSDP.
+def check_windows(model: PreTrainedModel, tokenizer, splits: dict[str, Split], autocast, log) -> None:
+    """Tries what check_encoder cannot: windows longer than those it tries, and a model under FSDP.
 
-    All ranks call it. Raises ValueError: an error instead of a fallback. longest: in subwords.
+    All ranks call it. Raises ValueError: an error instead of a fallback. Sets config.depends_on_padding where
+    evaluation is to use batches of one length.
     """
-    is_sharded = isinstance(model, FSDPModule)
-    all_lengths = [[longest]] if longest > FIRST_LENGTH else []
-    if is_sharded:  # no single device may hold the model
-        all_lengths = [np.minimum(SHORT_LENGTHS, longest).tolist(), [longest]]
     name = type(model).__name__.removeprefix("FSDP")
+    longest = max(int(split.windows.lengths.max(initial=1)) for split in splits.values())
+    all_lengths = [[longest]] if longest > FIRST_LENGTH else []
+    if isinstance(model, FSDPModule):  # no single device may hold the model
+        all_lengths = [np.minimum(SHORT_LENGTHS, longest).tolist(), [longest]]
     # Other subwords have no rows in the embedding while it is trained.
     windows = _windows(tokenizer)._replace(subwords=trained_token_ids(model))
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
@@ -215,10 +202,12 @@ def check_windows(model: PreTrainedModel, tokenizer, longest: int, autocast, log
             if reason:
                 what = f"{name} with a window of {max(lengths)} subwords raises {reason}"
                 raise ValueError(f"{what}; use a smaller --max_seq_length or --precision fp32")
-    if is_sharded:
         model.eval()
-        if depends_on_padding(model, windows, longest):
+        if depends_on_padding(model, tokenizer):
             model.config.depends_on_padding = True
-            log(f"warning: {DEPENDS_ON_PADDING.format(name)}")
+            log(
+                f"warning: the logits of {name} depend on padding: training pads its batches, evaluation and infer.py "
+                "use batches of windows of one length"
+            )
         model.train()
-        model.state_dict()  # shards again what the last pass has gathered: the optimizer is to hold the sharded weights
+    model.state_dict()  # under FSDP: shards again what the last pass has gathered, for the optimizer
