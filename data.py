@@ -31,7 +31,6 @@ import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from filelock import FileLock
-from transformers import PreTrainedTokenizerFast
 
 from util import arguments, data_report, sources, tag_schemes
 from util.annotations import Columns
@@ -307,18 +306,18 @@ def micro_batches(batches: EpochBatches, first_step: int, accumulation: int, ran
             yield share.tolist()
 
 
-def eval_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+def eval_batches(lengths: np.ndarray, size: int, one_length: bool = False) -> list[np.ndarray]:
     """All rows in batches of at most `size` rows and EVAL_TOKENS tokens, the longest first.
 
     A lack of memory thus shows at once. A row of less than half the length of its batch's longest row begins the next
-    batch: a long document does not pad short sentences.
+    batch: a long document does not pad short sentences. one_length: no row is padded.
     """
     order = np.argsort(-lengths, kind="stable")
     batches, start = [], 0
     while start < len(order):
         longest = lengths[order[start]]
         rows = order[start : start + max(1, min(size, EVAL_TOKENS // longest))]
-        batches.append(rows[2 * lengths[rows] >= longest])
+        batches.append(rows[(1 if one_length else 2) * lengths[rows] >= longest])
         start += len(batches[-1])
     return batches
 
@@ -379,22 +378,22 @@ def load_splits(args: argparse.Namespace, tokenizer) -> dict[str, Split]:
     return splits
 
 
-def load(args: argparse.Namespace, log) -> tuple[str, PreTrainedTokenizerFast, dict[str, Split]]:
-    """The flags of the data -> the encoder's name, its tokenizer, and the splits by name."""
+def load(args: argparse.Namespace, tokenizer, log) -> dict[str, Split]:
+    """The flags of the data -> the splits by name, and log lines on how they were read."""
     start = time.perf_counter()
-    encoder_name, tokenizer = load_encoder(args.model_name_or_path, args.max_seq_length)
     splits = load_splits(args, tokenizer)
     data_report.log_how_read(splits, log)
     seconds, total = time.perf_counter() - start, sum(split.num_sentences for split in splits.values())
     log(f"{total:,} sentences ready in {seconds:.1f} s: {total / seconds:,.0f} sentences/s")
-    return encoder_name, tokenizer, splits
+    return splits
 
 
 @exit_on_error
 def main() -> None:
     quiet(progress=sys.stderr.isatty())
     args = get_args(arguments.name_data_file(sys.argv[1:]))
-    _, tokenizer, splits = load(args, print)
+    _, tokenizer = load_encoder(args.model_name_or_path, args.max_seq_length)
+    splits = load(args, tokenizer, print)
     lengths, size = splits["train"].windows.lengths, args.per_device_train_batch_size
     random_order, by_length = (EpochBatches(lengths, size, args.seed, 0, grouped) for grouped in (False, True))
     print(data_report.report(splits, tokenizer, random_order, by_length))

@@ -32,13 +32,15 @@ from util.corpus_scan import refuse_stray_tags, tag_statistics
 from util.device import pick_device, synchronize, to_device
 from util.distributed import Ranks, exit_on_error, get_ranks, join_process_group, quiet
 from util.documents import Document, Tagged
-from util.pretrained import load_tokenizer, max_length
+from util.encoder_check import check_encoder, depends_on_padding
+from util.pretrained import load_config, load_tokenizer, max_length
 from util.run_dir import atomic_write_text, decided_scheme, is_file_of_run, read_settings
 from util.sources import open_file, read_source
 from util.tag_files import TagJob, tag_file, tag_stream, tagger_digest
 from util.tag_schemes import entity_spans, make_label_list
 from util.tag_spelling import canonical, check_same_spelling, entity_type, prefix
 from util.tokenizer import encode, special_tokens, subword_offsets
+from util.vocabulary import check_rows
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
@@ -55,11 +57,15 @@ class Tagger:
     def __init__(self, model_name_or_path: str, batch_size=32, stride=64, precision="auto"):
         self.device = pick_device()
         self.tokenizer = load_tokenizer(model_name_or_path)
+        check_rows(model_name_or_path, self.tokenizer, load_config(model_name_or_path))
         self.model = modeling.from_pretrained(model_name_or_path).to(self.device).eval()
         id2label = self.model.config.id2label
         self.label_list = [id2label[i] for i in range(self.model.config.num_labels)]
-        self.autocast = modeling.make_autocast(modeling.pick_precision(precision, self.device), self.device)
-        self.window_size = max_length(self.tokenizer, self.model.config)
+        self.tokenizer.model_max_length = max_length(self.tokenizer, self.model.config)
+        precision = check_encoder(self.model, self.tokenizer, precision, modeling.make_autocast)
+        self.autocast = modeling.make_autocast(precision, self.device)
+        self.window_size = self.tokenizer.model_max_length
+        self.one_length = depends_on_padding(self.model, self.tokenizer)
         self.special = special_tokens(self.tokenizer)  # the first use of a tokenizer changes it: before any thread does
         self.batch_size, self.stride = batch_size, stride
 
@@ -107,7 +113,7 @@ class Tagger:
         lengths = np.array([len(window["input_ids"]) for window in windows], int)
         batch_probabilities = [torch.empty(0, len(self.label_list))]
         batch_word_ids = [np.empty(0, int)]
-        for rows in data.eval_batches(lengths, self.batch_size):
+        for rows in data.eval_batches(lengths, self.batch_size, self.one_length):
             batch = data.collate([windows[row] for row in rows], pad_values)
             word_ids = batch.pop("word_ids").flatten()  # [B * L]
             position = (word_ids >= 0).nonzero()[:, 0]
@@ -240,7 +246,7 @@ def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
         batch["labels"].clamp_(max=len(tagger.label_list) - 1)  # unknown labels have no logit, hence no loss
         return batch
 
-    batches = data.eval_batches(split.windows.lengths, args.batch_size)
+    batches = data.eval_batches(split.windows.lengths, args.batch_size, tagger.one_length)
     predictions = metrics.predict(
         tagger.model, split.windows, batches, collate=collate, autocast=tagger.autocast,
         token_loss=modeling.token_loss, rank=ranks.rank, world_size=ranks.world_size,

@@ -17,29 +17,35 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from util import packed  # noqa: F401 - registers "packed_sdpa"
+from util.attention_type import choose_attention_by_length
+from util.device import pick_precision
 from util.distributed import on_rank0
+from util.encoder_check import check_encoder
 from util.partial_embedding import merge_embeddings
-from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_rank0
+from util.pretrained import load_config, load_encoder_model, load_trained_model, new_model
+from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_rank0, tie_parameters, tied_parameters
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Encoder, head and loss
 
 
-def from_pretrained(name: str | None, config=None, **options) -> PreTrainedModel:
-    """A folder or a Hub id -> the model in fp32. None -> random weights, or none under `torch.device("meta")`.
+def from_pretrained(name: str | None, config=None) -> PreTrainedModel:
+    """A folder or a Hub id -> the model in fp32. With a config: the encoder, and a head for the labels of the config.
 
-    By default transformers 5 uses the dtype of the file. AdamW needs fp32 weights, and autocast computes in 16 bits.
+    Without: the trained model. name=None: random weights, or none under `torch.device("meta")`.
     """
-    options |= {"config": config, "dtype": torch.float32}
     if name is None:
-        model = AutoModelForTokenClassification.from_config(**options)
+        model = new_model(config)
+    elif config is None:
+        model = load_trained_model(name)
     else:
-        model = AutoModelForTokenClassification.from_pretrained(name, **options)
+        model = load_encoder_model(name, config)
     if torch.cuda.is_available() and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation("packed_sdpa")  # the same for padded batches, without waiting for the GPU
+    choose_attention_by_length(model)
     # All models of train.py and infer.py are made here: attach what both of them compute, such as a CRF.
     return model
 
@@ -49,27 +55,11 @@ def load_model(
 ) -> PreTrainedModel:
     """The encoder `name` (a folder or a Hub id) with a head of one logit a label.
 
-    A head that was trained for the same labels in the same order is kept. Any other head is reinitialized, even if
-    its size matches, since its rows would mean other labels. load_weights=False: on the meta device.
+    A head that was trained for the same labels in the same order is kept. load_weights=False: on the meta device.
     """
-    saved = AutoConfig.from_pretrained(name)
-    config = AutoConfig.from_pretrained(
-        name,
-        num_labels=len(label_list),
-        id2label=dict(enumerate(label_list)),
-        label2id={label: i for i, label in enumerate(label_list)},
-    )
-    if load_weights:
-        model = from_pretrained(name, config, ignore_mismatched_sizes=True)
-    else:
-        with torch.device("meta"):
-            model = from_pretrained(None, config)
-    has_head = any("ForTokenClassification" in architecture for architecture in saved.architectures or [])
-    if has_head and [saved.id2label[i] for i in sorted(saved.id2label)] != label_list:
-        encoder = set(model.base_model.modules())
-        for module in model.modules():
-            if module not in encoder and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+    config = load_config(name, label_list)
+    with contextlib.nullcontext() if load_weights else torch.device("meta"):
+        model = from_pretrained(name if load_weights else None, config)
     assert model.config.num_labels == len(label_list), (model.config.num_labels, len(label_list))
     if gradient_checkpointing:
         # transformers 5.17 knows only the old name
@@ -105,27 +95,18 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def pick_precision(requested: str, device: torch.device) -> str:
-    """auto -> bf16 where the hardware computes in it, else fp16 on a GPU, else fp32. Raises ValueError."""
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if requested == "auto":
-        if has_bf16:
-            return "bf16"
-        return "fp16" if device.type == "cuda" else "fp32"
-    if requested == "fp16" and device.type != "cuda":
-        raise ValueError("--precision fp16 needs a GPU; use bf16 or fp32")
-    if requested == "bf16" and device.type == "cuda" and not has_bf16:
-        raise ValueError(f"--precision bf16: {torch.cuda.get_device_name(device)} has none; use fp16 or fp32")
-    return requested
-
-
 def make_autocast(precision: str, device: torch.device) -> torch.autocast:
     """Matrix products in 16 bits; norms, softmax and loss in fp32. Disabled for fp32."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def check_precision(name: str, tokenizer, args, device: torch.device, log) -> str:
+    """--precision, or fp32 where the encoder `name` does not work in 16 bits. Errors are those of check_encoder."""
+    if args.fsdp:  # no single device may hold the model: check_windows tries it once it is sharded
+        return pick_precision(args.precision, device)
+    model = load_model(name, ["O", "B-X"], args.gradient_checkpointing).to(device).train()  # any head will do
+    return check_encoder(model, tokenizer, args.precision, make_autocast, args.max_seq_length, log)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -138,8 +119,9 @@ def shard(model: PreTrainedModel, precision: str, device: torch.device) -> None:
     The other ranks pass a model on the meta device; only rank 0 ever holds all weights. Matrix products and
     communication use `precision`, sums of gradients and the optimizer fp32.
     """
-    values = parameters_and_buffers(model) if dist.get_rank() == 0 else {}
+    values, tied = parameters_and_buffers(model) if dist.get_rank() == 0 else {}, tied_parameters(model)
     model.to("meta")
+    tie_parameters(model, tied)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     options = {
         "mesh": init_device_mesh(device.type, (dist.get_world_size(),)),
@@ -152,6 +134,7 @@ def shard(model: PreTrainedModel, precision: str, device: torch.device) -> None:
         fully_shard(layer, **options)
     fully_shard(model, **options)
     model.to_empty(device=device)
+    tie_parameters(model, tied)
     send_from_rank0(parameters_and_buffers(model), values)
 
 
@@ -168,12 +151,13 @@ def sync_gradients(model: nn.Module, enabled: bool) -> None:
 
 
 def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """On rank 0 what save_pretrained expects, under the names of the unmodified architecture; {} on other ranks."""
-    weights = merge_embeddings(model, gather_on_rank0(model.state_dict()))
-    first_names: dict = {}  # of tensors that share memory: a tied weight is saved once
-    for name, tensor in weights.items():
-        first_names.setdefault((tensor.data_ptr(), tensor.shape), name)
-    return {name: weights[name] for name in first_names.values()}
+    """On rank 0 what save_pretrained expects, under the names of the unmodified architecture; {} on other ranks.
+
+    A tied weight is saved once, under its first name.
+    """
+    further_names = {name for name, _ in tied_parameters(model)}
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name not in further_names}
+    return merge_embeddings(model, gather_on_rank0(weights))
 
 
 def save_model(model: PreTrainedModel, tokenizer, folder: str) -> None:

@@ -31,18 +31,20 @@ from util.checkpoint import find_run, forget_missing_model, load_checkpoint, sav
 from util.code_digest import project_code_digest, warn_of_other_code
 from util.device import pick_device
 from util.distributed import StopSignal, broadcast, exit_on_error, get_ranks, join_process_group, on_rank0, quiet
+from util.encoder_check import check_windows
 from util.fast_dropout import keep_freed_memory, use_fast_dropout
 from util.fast_paths import choose_packing, verify_packing, with_fewer_launches
 from util.nonfinite import NonFiniteGuard
 from util.packed import packed_collate
 from util.partial_embedding import train_used_embeddings
 from util.plan import make_plan
+from util.pretrained import load_encoder
 from util.run_ner_flags import translate
 from util.sharding import full_tensor
 from util.split import fingerprint_of
 from util.step_meter import StepMeter
 from util.tensorboard_log import log_hparams, open_writer
-from util.unreached import freeze_unreached_parameters
+from util.unreached import disable_layerdrop, freeze_unreached_parameters
 
 BENCHMARK_WARMUP_STEPS = 10  # excluded from the figures of --benchmark
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # other ranks wait while rank 0 saves a checkpoint or computes scores
@@ -190,13 +192,13 @@ def save(args: argparse.Namespace, state: TrainState, model, optimizer, scaler, 
 
 def evaluate(model, split: data.Split, args: argparse.Namespace, pad_values: dict[str, int], autocast) -> tuple:
     """Returns the scores of a split, equal on all ranks, and on rank 0 its predicted ids and probabilities [W]."""
-    start, ranks = time.perf_counter(), get_ranks()
+    start, ranks, one_length = time.perf_counter(), get_ranks(), getattr(model.config, "depends_on_padding", False)
     exit_on_error.batch_flag = "--per_device_eval_batch_size"
     eval_pad_values = {name: pad_values[name] for name in ("input_ids", "labels")}  # no other columns of labels
     predictions = metrics.predict(
         model,
         split.windows,
-        data.eval_batches(split.windows.lengths, args.per_device_eval_batch_size),
+        data.eval_batches(split.windows.lengths, args.per_device_eval_batch_size, one_length),
         collate=lambda features: data.collate(features, eval_pad_values),
         autocast=autocast,
         token_loss=modeling.token_loss,
@@ -233,8 +235,9 @@ def main() -> None:
 
     # ---- flags and data. All errors in the input are raised here, before anything is trained or overwritten.
     args = get_args(sys.argv[1:])
-    precision = modeling.pick_precision(args.precision, device)
-    encoder_name, tokenizer, splits = data.load(args, log)
+    encoder_name, tokenizer = load_encoder(args.model_name_or_path, args.max_seq_length)
+    precision = modeling.check_precision(encoder_name, tokenizer, args, device, log)
+    splits = data.load(args, tokenizer, log)
     train_set, val_set = splits["train"], splits.get("validation")
     check_args(args, precision, splits)
     torch.manual_seed(args.seed)  # for the new head
@@ -242,6 +245,7 @@ def main() -> None:
         encoder_name, train_set.label_list, args.gradient_checkpointing, load_weights=ranks.rank == 0 or not args.fsdp
     )
     raw_model.config.tag_scheme = train_set.tag_scheme  # of the files; for infer.py --evaluate
+    disable_layerdrop(raw_model, log)
 
     # ---- process group, and what --output_dir holds: rank 0 looks and tells the others, which may not share its disk
     if ranks.world_size > 1 or args.fsdp:
@@ -278,13 +282,14 @@ def main() -> None:
     if device.type == "cpu":
         use_fast_dropout(raw_model)
         keep_freed_memory()
-    freeze_unreached_parameters(raw_model, autocast, log)
+    has_varying_gradients = freeze_unreached_parameters(raw_model, autocast, log)
     # Embeddings of subwords that do not occur in training get no gradient. The saved model has all of them.
     train_used_embeddings(raw_model, np.append(train_set.token_ids, pad_values["input_ids"]))
     # Attach a head for an auxiliary loss here. The optimizer below holds the parameters that require a gradient now:
     # freeze those that are to be trained later after DDP is created, with find_unused_parameters=True.
     if args.fsdp:
         modeling.shard(raw_model, precision, device)
+    check_windows(raw_model, tokenizer, splits, autocast, log)
     packing = verify_packing(packing, args.packing, raw_model, precision, autocast, log)
     # Any other optimizer of torch.optim works as well.
     optimizer = torch.optim.AdamW(
@@ -301,7 +306,12 @@ def main() -> None:
     if checkpoint:
         state = restore(checkpoint, args.output_dir, raw_model, optimizer, scaler, log)
     if ranks.world_size > 1 and not args.fsdp and model is raw_model:
-        model = DistributedDataParallel(raw_model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        model = DistributedDataParallel(
+            raw_model,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=has_varying_gradients,
+        )
 
     # ---- from here on the output folder is changed, and an error exits with code 1 instead of 2
     exit_on_error.training_begins()

@@ -225,9 +225,9 @@ CHANGES = {
 +    output.logits = (torch.stack(ahead, 1) + torch.stack(back[::-1], 1)).log_softmax(-1)
 +
 +
- def from_pretrained(name: str | None, config=None, **options) -> PreTrainedModel:
+ def from_pretrained(name: str | None, config=None) -> PreTrainedModel:
 @@
-         model = AutoModelForTokenClassification.from_pretrained(name, **options)
+         model = load_encoder_model(name, config)
 +    file = f"{name}/model.safetensors"
 +    saved = load_file(file) if os.path.exists(file) else {}
 +    zeros = torch.zeros(model.num_labels, model.num_labels)

@@ -1,4 +1,4 @@
-"""The device of a rank, copies to it, and points in time. Only synchronize makes the host wait for a GPU."""
+"""The device of a rank, its precision, copies to it, points in time. Only synchronize makes the host wait."""
 
 import time
 
@@ -14,6 +14,23 @@ def pick_device() -> torch.device:
     device = torch.device("cuda", get_ranks().local_rank)
     torch.cuda.set_device(device)  # before anything else asks for a GPU, which would be GPU 0
     return device
+
+
+def pick_precision(requested: str, device: torch.device) -> str:
+    """auto -> bf16 where the hardware computes in it, else fp16 on a GPU, else fp32. Raises ValueError."""
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if requested == "auto":
+        if has_bf16:
+            return "bf16"
+        return "fp16" if device.type == "cuda" else "fp32"
+    if requested == "fp16" and device.type != "cuda":
+        raise ValueError("--precision fp16 needs a GPU; use bf16 or fp32")
+    if requested == "bf16" and device.type == "cuda" and not has_bf16:
+        raise ValueError(f"--precision bf16: {torch.cuda.get_device_name(device)} has none; use fp16 or fp32")
+    return requested
 
 
 def to_device(batch: dict, device: torch.device) -> dict:

@@ -40,14 +40,23 @@ class PartiallyTrainedEmbedding(nn.Module):
 
 
 def train_used_embeddings(model: PreTrainedModel, token_ids: np.ndarray) -> None:
-    """Trains only the word embeddings of these subwords: those of the training split, and padding."""
-    embedding = model.get_input_embeddings()
-    if type(embedding) is nn.Embedding:
-        replacement = PartiallyTrainedEmbedding(embedding, np.unique(token_ids).astype(np.int64))
-        for parent in list(model.modules()):
-            for name, module in parent.named_children():
-                if module is embedding:
-                    setattr(parent, name, replacement)
+    """Trains only the word embeddings of these subwords: those of the training split, and padding.
+
+    T5 has several embeddings that share one weight: all of them become one module. If the weight is also used
+    otherwise, as in an output layer, all of it is trained.
+    """
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    places = []  # where a module with this weight is attached
+    for parent in list(model.modules()):
+        for name, module in parent.named_children():
+            if weight is not None and any(parameter is weight for parameter in module.parameters(recurse=False)):
+                places.append((parent, name, module))
+    if not all(type(module) is nn.Embedding for _, _, module in places):
+        return
+    replacement = None
+    for parent, name, module in places:
+        replacement = replacement or PartiallyTrainedEmbedding(module, np.unique(token_ids).astype(np.int64))
+        setattr(parent, name, replacement)
 
 
 def trained_token_ids(model: PreTrainedModel) -> torch.Tensor:
@@ -61,7 +70,7 @@ def trained_token_ids(model: PreTrainedModel) -> torch.Tensor:
 def merge_embeddings(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A gathered state_dict -> the same with `weight` in place of `trained` and `frozen`. {} stays {}."""
     weights = dict(weights)
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in model.named_modules():  # of several names of a module, the first
         if weights and isinstance(module, PartiallyTrainedEmbedding):
             rows = torch.cat([weights.pop(f"{name}.trained"), weights.pop(f"{name}.frozen")])
             weights[f"{name}.weight"] = rows[module.row_of_id.cpu()]

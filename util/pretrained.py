@@ -2,14 +2,27 @@
 
 import hashlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from util.adapters import adapter_config, base_of, is_adapter, merged_weights
+from util.loading_errors import TOKENIZER_FILES, one_line_errors, placeholder
+from util.vocabulary import check_rows, check_vocabulary
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # the packaged encoder's name on the Hub
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MISSING_SHARE = 1 / 3  # of the encoder's weights, above which the file is taken to be of another architecture
 DEFAULT_MAX_LENGTH = 512  # for encoders that name no limit (XLNet); it was pretrained on 512
 
 
@@ -29,13 +42,17 @@ def packaged_encoder() -> str:
 
 def load_tokenizer(name: str):
     """Loads a fast tokenizer. Byte-level tokenizers put a space before every word, as in running text."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{name}: no tokenizer: {error}") from None
+    fault = placeholder(Path(name)) if Path(name).is_dir() else ""
+    if fault:
+        raise ValueError(f"{name}: cannot be loaded: {fault}")
+    if is_adapter(name) and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
+        return load_tokenizer(base_of(name))
+    with one_line_errors(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__
         raise ValueError(f"{name}: a fast tokenizer is needed; a slow one ({kind}) has no word_ids")
+    check_vocabulary(name, tokenizer)
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -55,7 +72,9 @@ def load_encoder(name: str | None, max_seq_length: int | None) -> tuple[str, Pre
     """
     name = name or packaged_encoder()
     tokenizer = load_tokenizer(name)
-    limit = max_length(tokenizer, AutoConfig.from_pretrained(name))
+    config = load_config(name)
+    check_rows(name, tokenizer, config)
+    limit = max_length(tokenizer, config)
     if max_seq_length and max_seq_length > limit:
         raise ValueError(f"--max_seq_length {max_seq_length}: this encoder reads {limit} subwords at most")
     tokenizer.model_max_length = max_seq_length or limit
@@ -68,13 +87,141 @@ def max_length(tokenizer, config) -> int:
     RoBERTa counts positions from padding_idx + 1, so its position table has more rows than it reads tokens.
     """
     with torch.device("meta"):  # builds the modules without memory for weights
-        model = AutoModelForTokenClassification.from_config(config)
+        model = new_model(config)
     limits = [tokenizer.model_max_length]
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - unused)
-    if len(limits) == 1 and (getattr(config, "max_position_embeddings", None) or -1) > 0:
-        limits.append(config.max_position_embeddings)  # relative or rotary positions have no table
+    if (getattr(config, "max_position_embeddings", None) or -1) > 0:
+        limits.append(config.max_position_embeddings)  # Nystromformer's table has two rows more than it reads tokens
     limit = min(limits)
     return limit if limit < 1_000_000 else DEFAULT_MAX_LENGTH  # transformers writes 10**30 for "no limit"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Models. In fp32: AdamW needs fp32 weights, and autocast computes in 16 bits.
+
+
+def load_config(name: str, label_list: list[str] | None = None):
+    """The configuration of a folder or a Hub id, with these labels. Raises ValueError if no model can tag with it."""
+    labels = {}
+    if label_list is not None:
+        labels["num_labels"] = len(label_list)
+        labels["id2label"] = dict(enumerate(label_list))
+        labels["label2id"] = {label: i for i, label in enumerate(label_list)}
+    has_adapter = is_adapter(name)
+    with one_line_errors(name):
+        if has_adapter:
+            config = adapter_config(name, **labels)
+        else:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False, **labels)
+        has_head = type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+        quantization = getattr(config, "quantization_config", None)
+    if not has_head:
+        kind = config.model_type
+        raise ValueError(f"{name}: transformers has no token-classification head for {kind}; choose another encoder")
+    if quantization:
+        raise ValueError(f"{name}: its weights are quantized, and cannot be trained; use the encoder in 16 or 32 bits")
+    return config
+
+
+def text_config(model: PreTrainedModel):
+    """The configuration of the part that reads text. Most models have one configuration, composite ones several."""
+    return model.config.get_text_config()
+
+
+def new_model(config) -> PreTrainedModel:
+    """A model with random weights. Under `torch.device("meta")` it has none."""
+    with one_line_errors(config.name_or_path or config.model_type):
+        return AutoModelForTokenClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+def load_encoder_model(name: str, config, log: Callable = lambda *_: None) -> PreTrainedModel:
+    """The weights of the encoder `name` with a head for the labels of `config`.
+
+    A head that was trained for the same labels in the same order is kept. Any other head is drawn anew, even if its
+    size matches, since its rows mean other labels. Raises ValueError if the file is not of this architecture.
+    """
+    saved = load_config(name)
+    model, not_loaded = _load(name, config)
+    head, encoder = _weights_by_part(model)
+    for weight, (file_shape, shape) in not_loaded.items():
+        if weight in encoder and file_shape:
+            raise ValueError(f"{name}: {weight} has shape {file_shape} in the file, and {shape} by config.json")
+    missing = sorted(encoder & set(not_loaded))
+    if len(missing) > MISSING_SHARE * len(encoder):
+        share = f"{len(missing)} of {len(encoder)} weights of the encoder are missing ({missing[0]})"
+        raise ValueError(f"{name}: {share}: config.json ({config.model_type}) does not describe the file of weights")
+    if any("pooler" not in weight for weight in missing):
+        log(
+            f"warning: {name}: {len(missing)} weights are not in the file and start at random: {', '.join(missing[:3])}"
+        )
+    is_tagger = any("ForTokenClassification" in architecture for architecture in saved.architectures or [])
+    is_kept = is_tagger and _labels(saved) == _labels(config)
+    if not is_kept and not head <= set(not_loaded):
+        _draw_head(model)
+    return model
+
+
+def load_trained_model(name: str) -> PreTrainedModel:
+    """The model `name` with its trained head. Raises ValueError if the file lacks a weight."""
+    config = load_config(name)
+    model, not_loaded = _load(name, config)
+    head, encoder = _weights_by_part(model)
+    for weight, (file_shape, shape) in not_loaded.items():
+        if file_shape:
+            raise ValueError(f"{name}: {weight} has shape {file_shape} in the file, and {shape} by config.json")
+    missing_head, missing = sorted(head & set(not_loaded)), sorted(encoder & set(not_loaded))
+    is_tagger = any("ForTokenClassification" in architecture for architecture in config.architectures or ["?"])
+    if missing_head or not is_tagger:
+        reason = f"{missing_head[0]} is missing" if missing_head else f"it is a {config.architectures[0]}"
+        remedy = f"train it first: python train.py --model_name_or_path {name}"
+        raise ValueError(f"{name}: has no trained token-classification head ({reason}); {remedy}")
+    if missing:
+        raise ValueError(f"{name}: {len(missing)} weights are missing ({missing[0]}); copy the whole folder again")
+    names = model.config.id2label
+    model.config.id2label = {i: names.get(i, f"LABEL_{i}") for i in range(model.config.num_labels)}
+    return model
+
+
+def _load(name: str, config) -> tuple[PreTrainedModel, dict[str, tuple]]:
+    """The model, and the weights that were not loaded: name -> (shape in the file or None, shape in the model)."""
+    has_adapter = is_adapter(name)
+    options = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    with one_line_errors(name):
+        if has_adapter:
+            options["state_dict"] = merged_weights(name)
+        model, info = AutoModelForTokenClassification.from_pretrained(
+            None if has_adapter else name, output_loading_info=True, **options
+        )
+    absent = dict.fromkeys(info["missing_keys"], (None, None))
+    absent |= {weight: (tuple(in_file), tuple(shape)) for weight, in_file, shape in info["mismatched_keys"]}
+    names: dict[int, list[str]] = {}  # a tied weight has several, of which a file needs one
+    for weight, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(weight)
+    not_loaded = [group for group in names.values() if all(weight in absent for weight in group)]
+    return model, {weight: absent[weight] for group in not_loaded for weight in group}
+
+
+def _weights_by_part(model: PreTrainedModel) -> tuple[set[str], set[str]]:
+    """The names of the weights of the head, that is of everything after the encoder, and of the encoder."""
+    in_encoder = {id(parameter) for parameter in model.base_model.parameters()}
+    named = list(model.named_parameters(remove_duplicate=False))
+    encoder = {name for name, parameter in named if id(parameter) in in_encoder}
+    return {name for name, _ in named} - encoder, encoder
+
+
+def _labels(config) -> list[str]:
+    return [config.id2label[i] for i in sorted(config.id2label)]
+
+
+@torch.no_grad()
+def _draw_head(model: PreTrainedModel) -> None:
+    """Initializes everything after the encoder as transformers does for weights that a file lacks."""
+    encoder = set(model.base_model.modules())
+    for module in model.modules():
+        if module not in encoder and module is not model:
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = False  # type: ignore[attr-defined]  # else it stays as it is
+            model._init_weights(module)

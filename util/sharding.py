@@ -52,3 +52,17 @@ def send_from_rank0(targets: dict[str, torch.Tensor], values: dict[str, torch.Te
 def parameters_and_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     """By name; a tied parameter is listed once."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def tied_parameters(model: nn.Module) -> list[tuple[str, str]]:
+    """Further names of parameters that have several, each with the first one."""
+    first: dict[nn.Parameter, str] = {}
+    names = [(name, first.setdefault(p, name)) for name, p in model.named_parameters(remove_duplicate=False)]
+    return [(name, original) for name, original in names if name != original]
+
+
+def tie_parameters(model: nn.Module, tied: list[tuple[str, str]]) -> None:
+    """The inverse of tied_parameters: `to` and `to_empty` make a parameter of its own for every name."""
+    for name, original in tied:
+        module, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(module), attribute, model.get_parameter(original))

@@ -46,7 +46,7 @@ from util.distributed import quiet  # noqa: E402
 from util.half_weights import HalfWeights  # noqa: E402
 from util.nonfinite import NonFiniteGuard  # noqa: E402
 from util.partial_embedding import train_used_embeddings  # noqa: E402
-from util.pretrained import load_tokenizer, packaged_encoder  # noqa: E402
+from util.pretrained import load_encoder, load_tokenizer, packaged_encoder  # noqa: E402
 
 DEVICE = torch.device("cuda")
 # tests/simulated_gpu.py stands in for a GPU on a build of torch for CPUs. Subprocesses then need it as well.
@@ -128,7 +128,9 @@ class Session:
 
     @functools.cached_property
     def splits(self) -> dict[str, data.Split]:
-        return data.load(data.get_args(self.data_flags()), log=lambda *_: None)[2]
+        args = data.get_args(self.data_flags())
+        _, tokenizer = load_encoder(args.model_name_or_path, args.max_seq_length)
+        return data.load(args, tokenizer, log=lambda *_: None)
 
     def batches(self, size: int, number: int) -> list[list[dict]]:
         """Windows of the training split, in the batches of train.py's first epoch, again from its start if need be."""

@@ -23,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import data  # noqa: E402
 from util.distributed import quiet  # noqa: E402
+from util.pretrained import load_encoder  # noqa: E402
 
 
 class Configuration(NamedTuple):
@@ -82,7 +83,9 @@ def run_trainer(folder: Path, name: str) -> tuple[float, float]:
 
 def train_with_trainer(folder: Path, name: str, out: Path) -> None:
     """One step of what run_ner.py does with these sentences."""
-    _, tokenizer, splits = data.load(data.get_args(data_flags(folder)), log=lambda *_: None)
+    args = data.get_args(data_flags(folder))
+    _, tokenizer = load_encoder(args.model_name_or_path, args.max_seq_length)
+    splits = data.load(args, tokenizer, log=lambda *_: None)
     train_set = splits["train"]
     features = []
     for row in range(8):

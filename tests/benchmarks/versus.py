@@ -36,7 +36,7 @@ import model as modeling  # noqa: E402
 import train  # noqa: E402
 from util.device import Timestamp, synchronize  # noqa: E402
 from util.distributed import quiet  # noqa: E402
-from util.pretrained import load_tokenizer, packaged_encoder  # noqa: E402
+from util.pretrained import load_encoder, load_tokenizer, packaged_encoder  # noqa: E402
 from util.throughput import StepStats, throughput, utilisation  # noqa: E402
 
 WARMUP_STEPS = train.BENCHMARK_WARMUP_STEPS
@@ -243,7 +243,9 @@ def f1_of(model, split: data.Split, tokenizer) -> float:
 
 
 def run_other(args, name: str, seed: int, out: str) -> None:
-    encoder_name, tokenizer, splits = data.load(data.get_args(data_flags(args)), log=lambda *_: None)
+    flags = data.get_args(data_flags(args))
+    encoder_name, tokenizer = load_encoder(flags.model_name_or_path, flags.max_seq_length)
+    splits = data.load(flags, tokenizer, log=lambda *_: None)
     transformers.set_seed(seed)
     model = transformers.AutoModelForTokenClassification.from_pretrained(
         encoder_name, num_labels=len(splits["train"].label_list), dtype=torch.float32

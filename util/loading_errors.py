@@ -1,0 +1,234 @@
+"""Whatever is raised while an encoder is loaded becomes a ValueError of one line that says what to do."""
+
+import contextlib
+import json
+import re
+import struct
+import zipfile
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import CONFIG_MAPPING
+from transformers.utils import cached_file
+
+LFS_POINTER = b"version https://git-lfs"
+OTHER_WEIGHTS = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".gguf": "GGUF", ".ot": "Rust"}
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model",
+    "tokenizer.model", "bpe.codes", "tekken.json",
+)  # fmt: skip
+PACKAGES = {"sentence_piece": "sentencepiece", "mecab": "fugashi", "MeCab": "fugashi", "sklearn": "scikit-learn"}
+PACKAGE_PATTERNS = (  # of a message that names a missing package
+    r"pip install (?:-U |--upgrade )?[`'\"]?([\w.-]+)",
+    r"No module named '([\w-]+)",
+    r"requires (?:the )?[`'\"]?([\w-]+)[`'\"]? (?:library|package|to be installed)",
+    r"[Ii]nstall [`'\"]?([\w-]+)[`'\"]?",
+    r"[`'\"]([\w-]+)[`'\"]? is required",
+    r"import of ([\w-]+) halted",
+    r"([\w-]+) is required",
+)
+
+
+@contextlib.contextmanager
+def one_line_errors(name: str):
+    """Every exception of the block -> ValueError "NAME: cannot be loaded: CLASS: the library's last line; what to do".
+
+    Signals and a lack of memory are not errors of the encoder: they pass.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {_last_line(error)}"
+        raise ValueError(f"{name}: cannot be loaded: {reason}; {_what_to_do(name, error)}") from None
+
+
+def _last_line(error: Exception) -> str:
+    """The last line of a message that has words. Tables and colours of terminals are left out."""
+    lines = [" ".join(re.sub(r"\x1b\[[\d;]*m", "", line).split()) for line in str(error).splitlines()]
+    lines = [line for line in lines if re.search(r"\w", line)]
+    return lines[-1][:200].rstrip(" .;:") if lines else "no message"
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What to do: from the files first, since a library's message often describes a consequence
+
+
+def _what_to_do(name: str, error: Exception) -> str:
+    remedy = ""
+    with contextlib.suppress(Exception):  # of files that are not even read: the error itself is reported
+        folder = folder_of(name)
+        if isinstance(error, ImportError):
+            remedy = _missing_package(error)
+        if folder is None:
+            remedy = remedy or _fault_of_path(name) or _fault_of_hub(name, error)
+        else:
+            remedy = remedy or fault_of_files(folder) or _fault_of_config(folder)
+        remedy = remedy or _missing_package(error)
+        if type(error).__name__ == "UnpicklingError" and not remedy:
+            remedy = "its pickle holds more than tensors, and is never run: pass the encoder as model.safetensors"
+    return remedy or "check that it is a complete encoder, and update transformers: pip install -U transformers"
+
+
+def folder_of(name: str) -> Path | None:
+    """The folder of the files of a folder or of a Hub id that is in the cache."""
+    if Path(name).is_dir():
+        return Path(name)
+    with contextlib.suppress(Exception):  # an invalid id
+        path = cached_file(name, "config.json", local_files_only=True)
+        return Path(path).parent
+    return None
+
+
+def _fault_of_path(name: str) -> str:
+    path = Path(name)
+    if path.is_file():
+        return f"this is a file: pass its folder, {path.parent}"
+    is_below_a_folder = "/" in name and path.parent.is_dir()
+    if is_below_a_folder or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        return "there is no such folder"
+    return ""
+
+
+def fault_of_files(folder: Path) -> str:
+    """What is wrong with the files of a folder, or ""."""
+    faults = (placeholder, _missing_config, _fault_of_json, _fault_of_weights, _fault_of_sentencepiece)
+    found = (fault(folder) for fault in faults)  # in this order, and only until the first is found
+    return next(filter(None, found), "")
+
+
+def placeholder(folder: Path) -> str:
+    """Names a file that was never downloaded. It may load without an error: a pointer is a vocabulary of 3 lines."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".txt", ".model", ".safetensors", ".bin") and path.is_file():
+            with open(path, "rb") as file:
+                beginning = file.read(len(LFS_POINTER))
+            if beginning == LFS_POINTER:
+                return f"{path.name} is a pointer of Git LFS and not the file: run git lfs pull in the folder"
+            if not beginning and (path.suffix != ".txt" or path.name.startswith("vocab")):
+                return f"{path.name} is empty: download it again"
+    return ""
+
+
+def _missing_config(folder: Path) -> str:
+    if (folder / "config.json").is_file():
+        return ""
+    if folder.name.startswith("step-") and folder.parent.name == "checkpoints":
+        return (
+            f"this is a checkpoint of train.py, which resumes from it: the trained model is in {folder.parent.parent}"
+        )
+    nested = sorted(path.parent for path in folder.glob("*/config.json"))
+    if nested:
+        return f"there is no config.json in it: did you mean {nested[0]}?"
+    if (folder / "train_config.yaml").is_file():
+        return "train.py has not saved a model in it yet: run train.py to its first evaluation"
+    listed = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    return f"there is no config.json in it, but {listed}: pass a folder that save_pretrained wrote"
+
+
+def _fault_of_json(folder: Path) -> str:
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            return f"{path.name} is not JSON ({error}): download it again"
+    return ""
+
+
+def _fault_of_weights(folder: Path) -> str:
+    for index in sorted(folder.glob("*.index.json")):
+        shards = set(json.loads(index.read_text()).get("weight_map", {}).values())
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if missing:
+            return f"{len(missing)} of {len(shards)} files of weights are missing ({missing[0]}): download them again"
+    for path in sorted(folder.glob("*.safetensors")):
+        fault = _fault_of_safetensors(path)
+        if fault:
+            return f"{path.name} {fault}: download it again"
+    pickles = sorted(folder.glob("pytorch_model*.bin"))
+    for path in pickles:
+        with open(path, "rb") as file:
+            is_pickle = file.read(1) == b"\x80"  # of torch < 1.6
+        if not (is_pickle or zipfile.is_zipfile(path)):
+            return f"{path.name} is truncated or corrupt: download it again"
+    if not pickles and not any(folder.glob("*.safetensors")) and not (folder / "adapter_model.bin").is_file():
+        others = sorted({OTHER_WEIGHTS[path.suffix] for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS})
+        if others:
+            return f"it has weights of {', '.join(others)} only: pass the encoder with model.safetensors"
+        return "it has no weights: copy model.safetensors into it"
+    return ""
+
+
+def _fault_of_safetensors(path: Path) -> str:
+    """A header's length in 8 bytes, the header in JSON, then the tensors at the offsets that it names."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        beginning = file.read(8)
+        length = struct.unpack("<Q", beginning)[0] if len(beginning) == 8 else size
+        if length > size - 8:
+            return f"is truncated or corrupt ({size:,} bytes)"
+        try:
+            header = json.loads(file.read(length))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return "is corrupt: its header is not JSON"
+    expected = 8 + length + max(ends, default=0)
+    return f"is truncated ({size:,} of {expected:,} bytes)" if size < expected else ""
+
+
+def _fault_of_sentencepiece(folder: Path) -> str:
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        return "it has no tokenizer files (tokenizer.json, vocab.txt, ...): copy those of the encoder into it"
+    for path in sorted(folder.glob("*.model")):
+        with open(path, "rb") as file:
+            if re.match(rb"[A-Za-z0-9+/]+=* \d+\n", file.readline(200)):
+                return "pip install tiktoken"
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError:
+            return "pip install sentencepiece"
+        try:
+            SentencePieceProcessor(model_file=str(path))
+        except Exception:  # of the library, or of the protocol buffers in it
+            return f"{path.name} is not a SentencePiece model: download it again"
+    return ""
+
+
+def _missing_package(error: Exception) -> str:
+    text = str(error)
+    for pattern in PACKAGE_PATTERNS:
+        match = re.search(pattern, text)
+        if match and (isinstance(error, ImportError) or "install" in text or "required" in text):
+            package = match[1].rstrip(".")
+            return f"pip install {PACKAGES.get(package, package)}"
+    return ""
+
+
+def _fault_of_hub(name: str, error: Exception) -> str:
+    text = f"{type(error).__name__} {error} {error.__cause__!r}"
+    if "gated" in text.lower():
+        return f"accept its conditions on https://huggingface.co/{name}, then log in: hf auth login"
+    if "not a local folder and is not a valid model identifier" in text or "RepositoryNotFound" in text:
+        return "the Hub has no such model, or it is private (hf auth login)"
+    if re.search(
+        r"couldn't connect|[Oo]ffline|ConnectError|ConnectionError|LocalEntryNotFound|find the requested", text
+    ):
+        return "it is not in the cache, and the Hub cannot be reached: check the network, or pass a folder"
+    return ""
+
+
+def _fault_of_config(folder: Path | None) -> str:
+    if folder is None:
+        return ""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        return "config.json is not an object: download it again"
+    if config.get("auto_map"):
+        return "it needs code from its repository (auto_map), which is never run: use an encoder of transformers"
+    if not config.get("model_type"):
+        return "config.json names no model_type: add that of the architecture, such as bert"
+    if config["model_type"] not in CONFIG_MAPPING:
+        return f"transformers {transformers.__version__} does not know {config['model_type']}: update it"
+    return ""

@@ -1,0 +1,39 @@
+"""Is this the vocabulary of the encoder? transformers makes an empty one where the files of a tokenizer are missing."""
+
+import json
+
+from tokenizers import Tokenizer
+
+
+def check_vocabulary(name: str, tokenizer) -> None:
+    """Raises ValueError if the vocabulary consists of special tokens."""
+    special = {*map(str, tokenizer.added_tokens_decoder.values()), *tokenizer.all_special_tokens, "▁", ""}
+    vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    if not vocabulary.keys() - special:
+        raise ValueError(
+            f"{name}: no tokenizer files (tokenizer.json, vocab.txt, ...); copy those of the encoder into it"
+        )
+
+
+def check_rows(name: str, tokenizer, config) -> None:
+    """Raises ValueError if the tokenizer returns ids for which the encoder has no embedding.
+
+    Special tokens that were added and that no text is given, such as [MASK], are removed: a text that contains one of
+    them is split like any other.
+    """
+    num_rows = getattr(config.get_text_config(), "vocab_size", None)
+    backend = tokenizer.backend_tokenizer
+    if not num_rows or backend.get_vocab_size() <= num_rows and max(backend.get_vocab().values()) < num_rows:
+        return
+    beyond = {token: i for token, i in backend.get_vocab().items() if i >= num_rows}
+    in_use = {*tokenizer("a")["input_ids"], tokenizer.pad_token_id, tokenizer.unk_token_id}
+    added = tokenizer.added_tokens_decoder
+    for token, i in sorted(beyond.items(), key=lambda item: item[1]):
+        if i in in_use or i not in added or not added[i].special:
+            raise ValueError(
+                f"{name}: the tokenizer has {len(beyond)} ids above the {num_rows} rows of the encoder's embedding, "
+                f"such as {i} for {token!r}; copy the encoder's own tokenizer files, or resize the embedding"
+            )
+    state = json.loads(backend.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in beyond]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
