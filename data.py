@@ -384,7 +384,7 @@ def load(args: argparse.Namespace, log) -> tuple[str, PreTrainedTokenizerFast, d
     start = time.perf_counter()
     encoder_name, tokenizer = load_encoder(args.model_name_or_path, args.max_seq_length)
     splits = load_splits(args, tokenizer)
-    data_report.log_how_read(splits, log)
+    data_report.log_how_read(splits, tokenizer, log)
     seconds, total = time.perf_counter() - start, sum(split.num_sentences for split in splits.values())
     log(f"{total:,} sentences ready in {seconds:.1f} s: {total / seconds:,.0f} sentences/s")
     return encoder_name, tokenizer, splits

@@ -5,8 +5,9 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, PreTrainedTokenizerFast
+
+from util import running_text
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # the packaged encoder's name on the Hub
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -28,7 +29,7 @@ def packaged_encoder() -> str:
 
 
 def load_tokenizer(name: str):
-    """Loads a fast tokenizer. Byte-level tokenizers put a space before every word, as in running text."""
+    """Loads a fast tokenizer, set up as training and tagging need it."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
@@ -36,14 +37,7 @@ def load_tokenizer(name: str):
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__
         raise ValueError(f"{name}: a fast tokenizer is needed; a slow one ({kind}) has no word_ids")
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    if isinstance(backend.pre_tokenizer, ByteLevel):
-        # These settings are saved with the model, so that transformers' pipeline tokenizes in the same way.
-        backend.pre_tokenizer.add_prefix_space = True
-        if hasattr(backend.post_processor, "add_prefix_space"):  # it removes the space from the offsets
-            backend.post_processor.add_prefix_space = True
+    running_text.prepare(tokenizer)
     return tokenizer
 
 
@@ -55,7 +49,9 @@ def load_encoder(name: str | None, max_seq_length: int | None) -> tuple[str, Pre
     """
     name = name or packaged_encoder()
     tokenizer = load_tokenizer(name)
-    limit = max_length(tokenizer, AutoConfig.from_pretrained(name))
+    config = AutoConfig.from_pretrained(name)
+    running_text.check_reloaded(name, tokenizer, config)
+    limit = max_length(tokenizer, config)
     if max_seq_length and max_seq_length > limit:
         raise ValueError(f"--max_seq_length {max_seq_length}: this encoder reads {limit} subwords at most")
     tokenizer.model_max_length = max_seq_length or limit
