@@ -382,7 +382,7 @@ def load(args: argparse.Namespace, tokenizer, log) -> dict[str, Split]:
     """The flags of the data -> the splits by name, and log lines on how they were read."""
     start = time.perf_counter()
     splits = load_splits(args, tokenizer)
-    data_report.log_how_read(splits, log)
+    data_report.log_how_read(splits, tokenizer, log)
     seconds, total = time.perf_counter() - start, sum(split.num_sentences for split in splits.values())
     log(f"{total:,} sentences ready in {seconds:.1f} s: {total / seconds:,.0f} sentences/s")
     return splits

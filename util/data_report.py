@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from util import running_text
 from util.corpus_scan import column
 from util.tag_schemes import entity_starts
 from util.tag_spelling import canonical, entity_type, prefix, spelling_example
@@ -41,10 +42,11 @@ class Note(NamedTuple):
 # Notes
 
 
-def log_how_read(splits: dict, log) -> None:
+def log_how_read(splits: dict, tokenizer, log) -> None:
     """A line for every source: "train.conll: CoNLL, 2 columns: tokens, tags; IOB1, 2 exceptions"."""
     for line in dict.fromkeys(f"{split.name}: {split.read_as}; {split.read_scheme}" for split in splits.values()):
         log(line)
+    running_text.warn_of_other_subwords(splits["train"], tokenizer, log)
 
 
 def log_notes(splits: dict, max_length: int, log) -> None:
@@ -177,6 +179,8 @@ def report(splits: dict, tokenizer, random_order, by_length) -> str:
     for batches, order in ((random_order, "in random order"), (by_length, "with --group_by_length")):
         share = padding_share(train.windows.lengths, batches)
         lines.append(f"padding in training batches of {batches.size} {order}: {share:.1%}")
+    compared = running_text.compare_sample(train, tokenizer)
+    lines.append(f"{compared} (of {compared.num_words:,} of {train.name})")
     lines += [f"note: {note}" for note in checks(splits, tokenizer.model_max_length)]
     not_empty = (sentence for sentence in train.sentences if sentence["tokens"])
     for sentence in itertools.islice(not_empty, 2):

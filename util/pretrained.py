@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -16,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from util import running_text
 from util.adapters import adapter_config, base_of, is_adapter, merged_weights
 from util.loading_errors import TOKENIZER_FILES, one_line_errors, placeholder
 from util.vocabulary import check_rows, check_vocabulary
@@ -41,7 +41,7 @@ def packaged_encoder() -> str:
 
 
 def load_tokenizer(name: str):
-    """Loads a fast tokenizer. Byte-level tokenizers put a space before every word, as in running text."""
+    """Loads a fast tokenizer, set up as training and tagging need it."""
     fault = placeholder(Path(name)) if Path(name).is_dir() else ""
     if fault:
         raise ValueError(f"{name}: cannot be loaded: {fault}")
@@ -53,14 +53,7 @@ def load_tokenizer(name: str):
         kind = type(tokenizer).__name__
         raise ValueError(f"{name}: a fast tokenizer is needed; a slow one ({kind}) has no word_ids")
     check_vocabulary(name, tokenizer)
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    if isinstance(backend.pre_tokenizer, ByteLevel):
-        # These settings are saved with the model, so that transformers' pipeline tokenizes in the same way.
-        backend.pre_tokenizer.add_prefix_space = True
-        if hasattr(backend.post_processor, "add_prefix_space"):  # it removes the space from the offsets
-            backend.post_processor.add_prefix_space = True
+    running_text.prepare(tokenizer)
     return tokenizer
 
 
@@ -74,6 +67,7 @@ def load_encoder(name: str | None, max_seq_length: int | None) -> tuple[str, Pre
     tokenizer = load_tokenizer(name)
     config = load_config(name)
     check_rows(name, tokenizer, config)
+    running_text.check_reloaded(name, tokenizer, config)
     limit = max_length(tokenizer, config)
     if max_seq_length and max_seq_length > limit:
         raise ValueError(f"--max_seq_length {max_seq_length}: this encoder reads {limit} subwords at most")

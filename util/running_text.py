@@ -1,0 +1,120 @@
+"""Tokenizers in running text, which the encoder was pretrained on and which users of the saved model tokenize.
+
+Running text is the words of a sentence joined by one blank. util/tokenizer.py makes the subwords of words.
+"""
+
+import tempfile
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoTokenizer
+
+from util.loading_errors import one_line_errors
+from util.tokenizer import TRIAL, encode
+
+NUM_SENTENCES, NUM_WORDS = 1000, 20_000  # of a corpus that are compared with running text
+ENOUGH = 0.99  # share of words with the subwords of running text
+
+
+def prepare(tokenizer) -> None:
+    """Sets what must hold in training, in infer.py and in the saved files: nothing cut, nothing padded.
+
+    Byte-level tokenizers with the setting add_prefix_space (RoBERTa, GPT-2, DeBERTa) put a blank before the first
+    word too. It then has the same subwords wherever it stands in a sentence.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    if isinstance(backend.pre_tokenizer, ByteLevel):
+        backend.pre_tokenizer.add_prefix_space = True
+        if hasattr(backend.post_processor, "add_prefix_space"):  # it removes the blank from the offsets
+            backend.post_processor.add_prefix_space = True
+        # Classes such as RobertaTokenizer ignore the saved pre_tokenizer and make one from tokenizer_config.json.
+        tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True
+
+
+def check_reloaded(name: str, tokenizer, config) -> None:
+    """Saves the tokenizer to a temporary folder and loads it as users of the trained model do.
+
+    Raises ValueError if it then makes other subwords: infer.py would tag with them. Some classes make their parts
+    from tokenizer_config.json, not from what was saved. config: of the encoder, which selects the class.
+    """
+    added = list(tokenizer.get_added_vocab())[:100]
+    texts = [TRIAL, f" {TRIAL.upper()}  \u00e9\ufb01\u2167", " ".join(added), "".join(added)]
+    with one_line_errors(name), tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        reloaded = AutoTokenizer.from_pretrained(folder)
+    for text in texts:
+        first, second = tokenizer(text)["input_ids"], reloaded(text)["input_ids"]
+        if first != second:
+            kind = type(tokenizer).__name__
+            i = next(
+                (i for i, pair in enumerate(zip(first, second)) if pair[0] != pair[1]), min(map(len, (first, second)))
+            )
+            tokens = [t.convert_ids_to_tokens(ids[i : i + 3]) for t, ids in ((tokenizer, first), (reloaded, second))]
+            raise ValueError(
+                f"{name}: the tokenizer ({kind}) makes other subwords after saving and loading: {tokens[1]} in place of "
+                f"{tokens[0]}; save it as PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)"
+            )
+
+
+class Comparison(NamedTuple):
+    """Of the subwords of words with those of running text."""
+
+    num_words: int
+    num_equal: int
+    example: str  # of a word that differs: "'word' is a b, in running text a"
+
+    @property
+    def share(self) -> float:
+        return self.num_equal / max(1, self.num_words)
+
+    def __str__(self) -> str:
+        return f"{self.share:.1%} of words have the subwords that they have in running text"
+
+
+def compare(sentences: list[list[str]], tokenizer) -> Comparison:
+    """Compares the subwords of every word with those of the sentence's words joined by one blank.
+
+    A word without subwords in running text, which training replaces by the unknown token, counts as equal.
+    """
+    texts = [" ".join(words) for words in sentences]
+    in_text = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    num_words, num_equal, example = sum(map(len, sentences)), 0, ""
+    for i, (words, ours) in enumerate(zip(sentences, encode(sentences, tokenizer))):
+        kept = ~np.isin(ours.word_ids, ours.dropped)
+        input_ids = np.array(in_text["input_ids"][i], np.int32)
+        if np.array_equal(ours.input_ids[kept], input_ids):
+            num_equal += len(words)
+            continue
+        # A subword belongs to the word of its last character, a blank to the word after it.
+        ends = np.cumsum([len(word) + 1 for word in words]) - 1
+        last = np.array([end - 1 for _, end in in_text["offset_mapping"][i]])
+        word_ids = np.searchsorted(ends, last, side="right")
+        for j, word in enumerate(words):
+            pair = ours.input_ids[kept & (ours.word_ids == j)], input_ids[word_ids == j]
+            if np.array_equal(*pair):
+                num_equal += 1
+            elif not example:
+                ids = (" ".join(tokenizer.convert_ids_to_tokens(subwords.tolist())) for subwords in pair)
+                example = "{!r} is {}, in running text {}".format(word, *(text or "nothing" for text in ids))
+    return Comparison(num_words, num_equal, example)
+
+
+def compare_sample(split, tokenizer) -> Comparison:
+    """compare() for up to NUM_SENTENCES sentences, evenly spaced in the split, and up to NUM_WORDS words of them."""
+    rows = np.unique(np.linspace(0, split.num_sentences - 1, NUM_SENTENCES).astype(int))
+    most = max(20, NUM_WORDS // len(rows))  # words of a sentence
+    return compare([words[:most] for words in split.sentences[rows.tolist()]["tokens"] if words], tokenizer)
+
+
+def warn_of_other_subwords(split, tokenizer, log) -> None:
+    """Logs a warning if words of the corpus do not have the subwords that the encoder was pretrained on."""
+    found = compare_sample(split, tokenizer)
+    if found.num_words and found.share < ENOUGH:
+        log(
+            f"warning: {split.name}: only {found} ({found.example}); the encoder was pretrained on running text, and "
+            "transformers' pipeline reads it: expect lower scores, and others from the pipeline than from infer.py"
+        )
