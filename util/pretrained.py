@@ -18,7 +18,7 @@ from transformers import (
 
 from util.adapters import adapter_config, base_of, is_adapter, merged_weights
 from util.loading_errors import TOKENIZER_FILES, one_line_errors, placeholder
-from util.vocabulary import check_rows, check_vocabulary
+from util.vocabulary import check_rows, check_vocabulary, text_config
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # the packaged encoder's name on the Hub
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -93,8 +93,9 @@ def max_length(tokenizer, config) -> int:
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - unused)
-    if len(limits) == 1 and (getattr(config, "max_position_embeddings", None) or -1) > 0:
-        limits.append(config.max_position_embeddings)  # relative or rotary positions have no table
+    num_positions = getattr(text_config(model.config), "max_position_embeddings", None)
+    if len(limits) == 1 and (num_positions or -1) > 0:
+        limits.append(num_positions)  # relative or rotary positions have no table
     limit = min(limits)
     return limit if limit < 1_000_000 else DEFAULT_MAX_LENGTH  # transformers writes 10**30 for "no limit"
 
@@ -124,11 +125,6 @@ def load_config(name: str, label_list: list[str] | None = None):
     if quantization:
         raise ValueError(f"{name}: its weights are quantized, and cannot be trained; use the encoder in 16 or 32 bits")
     return config
-
-
-def text_config(model: PreTrainedModel):
-    """The configuration of the part that reads text. Most models have one configuration, composite ones several."""
-    return model.config.get_text_config()
 
 
 def new_model(config) -> PreTrainedModel:
