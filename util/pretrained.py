@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
@@ -169,9 +170,11 @@ def load_trained_model(name: str) -> PreTrainedModel:
         if file_shape:
             raise ValueError(f"{name}: {weight} has shape {file_shape} in the file, and {shape} by config.json")
     missing_head, missing = sorted(head & set(not_loaded)), sorted(encoder & set(not_loaded))
-    is_tagger = any("ForTokenClassification" in architecture for architecture in config.architectures or ["?"])
-    if missing_head or not is_tagger:
-        reason = f"{missing_head[0]} is missing" if missing_head else f"it is a {config.architectures[0]}"
+    # The class that saved it. One that transformers does not have may be anyone's tagger.
+    classes = [architecture for architecture in config.architectures or [] if hasattr(transformers, architecture)]
+    is_other = bool(classes) and not any("ForTokenClassification" in architecture for architecture in classes)
+    if missing_head or is_other:
+        reason = f"{missing_head[0]} is missing" if missing_head else f"it is a {classes[0]}"
         remedy = f"train it first: python train.py --model_name_or_path {name}"
         raise ValueError(f"{name}: has no trained token-classification head ({reason}); {remedy}")
     if missing:
@@ -184,13 +187,14 @@ def load_trained_model(name: str) -> PreTrainedModel:
 def _load(name: str, config) -> tuple[PreTrainedModel, dict[str, tuple]]:
     """The model, and the weights that were not loaded: name -> (shape in the file or None, shape in the model)."""
     has_adapter = is_adapter(name)
-    options = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    options = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with one_line_errors(name):
         if has_adapter:
-            options["state_dict"] = merged_weights(name)
-        model, info = AutoModelForTokenClassification.from_pretrained(
-            None if has_adapter else name, output_loading_info=True, **options
-        )
+            model_class = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]
+            model, info = model_class.from_pretrained(None, state_dict=merged_weights(name), **options)
+        else:
+            options["trust_remote_code"] = False
+            model, info = AutoModelForTokenClassification.from_pretrained(name, **options)
     absent = dict.fromkeys(info["missing_keys"], (None, None))
     absent |= {weight: (tuple(in_file), tuple(shape)) for weight, in_file, shape in info["mismatched_keys"]}
     names: dict[int, list[str]] = {}  # a tied weight has several, of which a file needs one
