@@ -49,7 +49,7 @@ def adapter_config(name: str, **labels):
     if num_labels and not labels and config.num_labels != num_labels:
         config.num_labels = num_labels  # named LABEL_0, LABEL_1, ...
     is_tagger = _read(name).get("task_type") == "TOKEN_CLS" and num_labels
-    config.architectures = ["AdapterForTokenClassification" if is_tagger else "Adapter"]
+    config.architectures = ["AutoModelForTokenClassification" if is_tagger else "AutoModel"]
     return config
 
 

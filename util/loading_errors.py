@@ -113,12 +113,10 @@ def placeholder(folder: Path) -> str:
 
 
 def _missing_config(folder: Path) -> str:
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return ""
     if folder.name.startswith("step-") and folder.parent.name == "checkpoints":
-        return (
-            f"this is a checkpoint of train.py, which resumes from it: the trained model is in {folder.parent.parent}"
-        )
+        return f"this is a checkpoint to resume from: the trained model is in {folder.parent.parent}"
     nested = sorted(path.parent for path in folder.glob("*/config.json"))
     if nested:
         return f"there is no config.json in it: did you mean {nested[0]}?"
@@ -153,7 +151,7 @@ def _fault_of_weights(folder: Path) -> str:
             is_pickle = file.read(1) == b"\x80"  # of torch < 1.6
         if not (is_pickle or zipfile.is_zipfile(path)):
             return f"{path.name} is truncated or corrupt: download it again"
-    if not pickles and not any(folder.glob("*.safetensors")) and not (folder / "adapter_model.bin").is_file():
+    if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")):
         others = sorted({OTHER_WEIGHTS[path.suffix] for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS})
         if others:
             return f"it has weights of {', '.join(others)} only: pass the encoder with model.safetensors"
@@ -179,7 +177,8 @@ def _fault_of_safetensors(path: Path) -> str:
 
 
 def _fault_of_sentencepiece(folder: Path) -> str:
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+    files = (*TOKENIZER_FILES, "adapter_config.json")  # an adapter has the encoder's tokenizer
+    if not any((folder / file).is_file() for file in files):
         return "it has no tokenizer files (tokenizer.json, vocab.txt, ...): copy those of the encoder into it"
     for path in sorted(folder.glob("*.model")):
         with open(path, "rb") as file:

@@ -64,7 +64,7 @@ def trained_token_ids(model: PreTrainedModel) -> torch.Tensor:
     embedding = model.get_input_embeddings()
     if isinstance(embedding, PartiallyTrainedEmbedding):
         return embedding.row_of_id.argsort()[: len(embedding.trained)].cpu()
-    return torch.arange(model.config.vocab_size)
+    return torch.arange(len(embedding.weight))
 
 
 def merge_embeddings(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -18,7 +19,7 @@ from transformers import (
 from util import running_text
 from util.adapters import adapter_config, base_of, is_adapter, merged_weights
 from util.loading_errors import TOKENIZER_FILES, one_line_errors, placeholder
-from util.vocabulary import check_rows, check_vocabulary
+from util.vocabulary import check_rows, check_vocabulary, text_config
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # the packaged encoder's name on the Hub
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -87,8 +88,9 @@ def max_length(tokenizer, config) -> int:
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - unused)
-    if (getattr(config, "max_position_embeddings", None) or -1) > 0:
-        limits.append(config.max_position_embeddings)  # Nystromformer's table has two rows more than it reads tokens
+    num_positions = getattr(text_config(model.config), "max_position_embeddings", None)
+    if (num_positions or -1) > 0:
+        limits.append(num_positions)  # Nystromformer's table has two rows more than it reads tokens
     limit = min(limits)
     return limit if limit < 1_000_000 else DEFAULT_MAX_LENGTH  # transformers writes 10**30 for "no limit"
 
@@ -118,11 +120,6 @@ def load_config(name: str, label_list: list[str] | None = None):
     if quantization:
         raise ValueError(f"{name}: its weights are quantized, and cannot be trained; use the encoder in 16 or 32 bits")
     return config
-
-
-def text_config(model: PreTrainedModel):
-    """The configuration of the part that reads text. Most models have one configuration, composite ones several."""
-    return model.config.get_text_config()
 
 
 def new_model(config) -> PreTrainedModel:
@@ -167,9 +164,11 @@ def load_trained_model(name: str) -> PreTrainedModel:
         if file_shape:
             raise ValueError(f"{name}: {weight} has shape {file_shape} in the file, and {shape} by config.json")
     missing_head, missing = sorted(head & set(not_loaded)), sorted(encoder & set(not_loaded))
-    is_tagger = any("ForTokenClassification" in architecture for architecture in config.architectures or ["?"])
-    if missing_head or not is_tagger:
-        reason = f"{missing_head[0]} is missing" if missing_head else f"it is a {config.architectures[0]}"
+    # The class that saved it. One that transformers does not have may be anyone's tagger.
+    classes = [architecture for architecture in config.architectures or [] if hasattr(transformers, architecture)]
+    is_other = bool(classes) and not any("ForTokenClassification" in architecture for architecture in classes)
+    if missing_head or is_other:
+        reason = f"{missing_head[0]} is missing" if missing_head else f"it is a {classes[0]}"
         remedy = f"train it first: python train.py --model_name_or_path {name}"
         raise ValueError(f"{name}: has no trained token-classification head ({reason}); {remedy}")
     if missing:
@@ -182,13 +181,14 @@ def load_trained_model(name: str) -> PreTrainedModel:
 def _load(name: str, config) -> tuple[PreTrainedModel, dict[str, tuple]]:
     """The model, and the weights that were not loaded: name -> (shape in the file or None, shape in the model)."""
     has_adapter = is_adapter(name)
-    options = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    options = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with one_line_errors(name):
         if has_adapter:
-            options["state_dict"] = merged_weights(name)
-        model, info = AutoModelForTokenClassification.from_pretrained(
-            None if has_adapter else name, output_loading_info=True, **options
-        )
+            model_class = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]
+            model, info = model_class.from_pretrained(None, state_dict=merged_weights(name), **options)
+        else:
+            options["trust_remote_code"] = False
+            model, info = AutoModelForTokenClassification.from_pretrained(name, **options)
     absent = dict.fromkeys(info["missing_keys"], (None, None))
     absent |= {weight: (tuple(in_file), tuple(shape)) for weight, in_file, shape in info["mismatched_keys"]}
     names: dict[int, list[str]] = {}  # a tied weight has several, of which a file needs one

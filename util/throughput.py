@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from util.device import Timestamp, synchronize
 from util.distributed import all_reduce_sum
+from util.vocabulary import text_config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MATMUL_SIZE = {"cuda": 8192, "cpu": 1536}  # rows and columns of the matrices that measure the matmul peak
@@ -55,7 +56,8 @@ def step_flops(model: PreTrainedModel, lengths: np.ndarray) -> float:
     (Kaplan et al., arXiv 2001.08361). Attention's two products are counted in the same way: 2 x 2 x 3 = 12.
     """
     linear_weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
-    attention = 12 * model.config.num_hidden_layers * model.config.hidden_size * (lengths**2.0).sum()
+    config = text_config(model.config)
+    attention = 12 * config.num_hidden_layers * config.hidden_size * (lengths**2.0).sum()
     return 6 * linear_weights * lengths.sum() + attention
 
 

@@ -3,6 +3,13 @@
 import json
 
 from tokenizers import Tokenizer
+from transformers import PreTrainedConfig
+
+
+def text_config(config):
+    """The configuration of the part that reads text. Most models have one configuration, composite ones several."""
+    encoder = getattr(config, "encoder", None)  # T5Gemma has one of the decoder as well
+    return (encoder if isinstance(encoder, PreTrainedConfig) else config).get_text_config()
 
 
 def check_vocabulary(name: str, tokenizer) -> None:
@@ -10,9 +17,8 @@ def check_vocabulary(name: str, tokenizer) -> None:
     special = {*map(str, tokenizer.added_tokens_decoder.values()), *tokenizer.all_special_tokens, "▁", ""}
     vocabulary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
     if not vocabulary.keys() - special:
-        raise ValueError(
-            f"{name}: no tokenizer files (tokenizer.json, vocab.txt, ...); copy those of the encoder into it"
-        )
+        files = "no tokenizer files (tokenizer.json, vocab.txt, ...) that transformers can read"
+        raise ValueError(f"{name}: {files}; copy those of the encoder into it")
 
 
 def check_rows(name: str, tokenizer, config) -> None:
@@ -21,7 +27,7 @@ def check_rows(name: str, tokenizer, config) -> None:
     Special tokens that were added and that no text is given, such as [MASK], are removed: a text that contains one of
     them is split like any other.
     """
-    num_rows = getattr(config.get_text_config(), "vocab_size", None)
+    num_rows = getattr(text_config(config), "vocab_size", None)
     backend = tokenizer.backend_tokenizer
     if not num_rows or backend.get_vocab_size() <= num_rows and max(backend.get_vocab().values()) < num_rows:
         return
