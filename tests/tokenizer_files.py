@@ -78,6 +78,11 @@ def word_piece(lowercase: bool) -> list[str]:
     return sorted(raw.get_vocab(), key=raw.get_vocab().get)
 
 
+def write_spm(folder: Path) -> None:
+    """spm.model alone: DeBERTa-v3 and mDeBERTa."""
+    write_sentencepiece(folder, "spm.model", pad_piece="[PAD]", unk_piece="[UNK]", **MARKS)
+
+
 def gpt2_words():
     return pre_tokenizers.ByteLevel(add_prefix_space=False)
 
@@ -135,7 +140,6 @@ def replace_blanks(scheme: str = "never"):
 
 BERT = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
 ROBERTA = {"cls_token": "<s>", "bos_token": "<s>", "sep_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>"}
-LIST = list(ROBERTA.items())
 GPT = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 DEBERTA = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
 PLAIN = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
@@ -157,11 +161,11 @@ FAMILIES = {
     "RobertaTokenizer": ("roberta", "RobertaTokenizer", ROBERTA, write_byte_level),
     "GPT2Tokenizer": ("gpt2", "GPT2Tokenizer", GPT, write_byte_level),
     "DebertaTokenizer": ("deberta", "DebertaTokenizer", {}, lambda f: write_byte_level(f, DEBERTA)),
-    "BartTokenizer": ("bart", "BartTokenizer", ROBERTA, write_byte_level),
+    "BartTokenizer": ("roberta", "BartTokenizer", ROBERTA, write_byte_level),
     "LongformerTokenizer": ("longformer", "LongformerTokenizer", ROBERTA, write_byte_level),
     "GPTNeoXTokenizer": ("gpt_neox", "GPTNeoXTokenizer", GPT, write_byte_level),
     "Qwen2Tokenizer": ("qwen2", "Qwen2Tokenizer", GPT, lambda f: write_byte_level(f, PIECES, llama3_words)),
-    "DebertaV2Tokenizer": ("deberta-v2", "DebertaV2Tokenizer", {}, lambda f: write_sentencepiece(f, "spm.model", pad_piece="[PAD]", unk_piece="[UNK]", **MARKS)),
+    "DebertaV2Tokenizer": ("deberta-v2", "DebertaV2Tokenizer", {}, write_spm),
     "AlbertTokenizer": ("albert", "AlbertTokenizer", {}, lambda f: write_sentencepiece(f, "spiece.model", **MARKS)),
     "XLMRobertaTokenizer": (
         "xlm-roberta", "XLMRobertaTokenizer", {},
@@ -230,25 +234,32 @@ FAMILIES = {
     ),
 }  # fmt: skip
 
+# Without the marks [CLS] and [SEP] in the vocabulary, the class adds them, and numbers them anew when it is loaded again.
+UNSTABLE = (
+    "rembert", "RemBertTokenizer", {}, lambda f: write_sentencepiece(f, "sentencepiece.model", **PLAIN),
+)  # fmt: skip
+
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 1400,
-    "num_key_value_heads": 2, "head_dim": 16, "embedding_size": 32, "max_position_embeddings": 256, "attention_window": 8,
-    "d_model": 32, "d_ff": 64, "d_kv": 16, "num_layers": 2, "num_heads": 2, "num_decoder_layers": 2, "d_inner": 64,
+    "num_key_value_heads": 2, "head_dim": 16, "embedding_size": 32, "max_position_embeddings": 256,
+    "attention_window": 8, "d_model": 32, "d_ff": 64, "d_kv": 16, "num_layers": 2, "num_heads": 2, "num_decoder_layers": 2, "d_inner": 64,
     "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256, "dim": 32, "n_layers": 2, "n_heads": 2,
     "hidden_dim": 64,
 }  # fmt: skip
 
 
-def write_encoder(family: str, folder: Path, weights: bool = False) -> Path:
-    """Writes the tokenizer's files and config.json, and a tiny model with random weights if asked for."""
+def write_encoder(family: str | tuple, folder: Path, weights: bool = False) -> Path:
+    """Writes the tokenizer's files and config.json, and a tiny model with random weights if asked for.
+
+    family: a key of FAMILIES, or such a tuple.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    model_type, tokenizer_class, settings, write_files = FAMILIES[family]
+    model_type, tokenizer_class, settings, write_files = FAMILIES[family] if isinstance(family, str) else family
     write_files(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": tokenizer_class, **settings}))
     default = AutoConfig.for_model(model_type)
-    sizes = {name: value for name, value in SIZES.items() if name in default.to_dict() or hasattr(default, name)}
-    sizes = {} if model_type == "xlnet" else sizes
-    config = AutoConfig.for_model(model_type, **sizes, pad_token_id=None)
+    sizes = {name: value for name, value in SIZES.items() if name in default.to_dict()}
+    config = AutoConfig.for_model(model_type, **sizes, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     config.save_pretrained(folder)
     if weights:
         torch.manual_seed(0)
