@@ -64,10 +64,8 @@ class Tagger:
         self.tokenizer.model_max_length = max_length(self.tokenizer, self.model.config)
         precision = check_encoder(self.model, self.tokenizer, precision, modeling.make_autocast)
         self.autocast = modeling.make_autocast(precision, self.device)
-        self.window_size, self.one_length = (
-            self.tokenizer.model_max_length,
-            depends_on_padding(self.model, self.tokenizer),
-        )
+        self.window_size = self.tokenizer.model_max_length
+        self.one_length = depends_on_padding(self.model, self.tokenizer)
         self.batch_size, self.stride = batch_size, stride
 
     def __call__(self, texts: str | list[str], aggregation_strategy: str = "simple") -> list:
