@@ -282,7 +282,7 @@ def main() -> None:
     if device.type == "cpu":
         use_fast_dropout(raw_model)
         keep_freed_memory()
-    has_varying_gradients = freeze_unreached_parameters(raw_model, autocast, log)
+    gradients_vary = freeze_unreached_parameters(raw_model, autocast, log)
     # Embeddings of subwords that do not occur in training get no gradient. The saved model has all of them.
     train_used_embeddings(raw_model, np.append(train_set.token_ids, pad_values["input_ids"]))
     # Attach a head for an auxiliary loss here. The optimizer below holds the parameters that require a gradient now:
@@ -307,10 +307,7 @@ def main() -> None:
         state = restore(checkpoint, args.output_dir, raw_model, optimizer, scaler, log)
     if ranks.world_size > 1 and not args.fsdp and model is raw_model:
         model = DistributedDataParallel(
-            raw_model,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=has_varying_gradients,
+            raw_model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=gradients_vary
         )
 
     # ---- from here on the output folder is changed, and an error exits with code 1 instead of 2

@@ -1,6 +1,7 @@
 """Training and tagging on a simulated GPU: no host wait in a step, the results of a CPU, fast paths that fail."""
 
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,7 +132,8 @@ def test_a_run_waits_for_the_gpu_at_known_places_only(flags, tmp_path):
     assert report["set_device_calls"] == [0] and not report["tensors_before_set_device"]
     waits: dict = {}
     for wait in report["host_waits"]:
-        if not wait["what"].startswith("copy"):
+        tries_encoder = re.search("> check_(precision|windows)", wait["function"])  # before the first step
+        if not wait["what"].startswith("copy") and not tries_encoder:
             key = (wait["what"], wait["function"])
             waits[key] = waits.get(key, 0) + wait["count"]
     assert waits == HOST_WAITS
