@@ -42,7 +42,7 @@ from util.pretrained import load_encoder
 from util.sources import Source
 from util.split import Split, fields_of_tags
 from util.tokenizer import encode, special_tokens
-from util.windows import Windows
+from util.windows import Windows, arrow_column
 
 EVAL_TOKENS = 2**15  # of an evaluation batch, padding included: 64 rows of 512
 IGNORED = -100  # the label of a position that counts neither in the loss nor in the scores
@@ -234,15 +234,8 @@ def tokenize_batch(
             # Counted once, in the first window of the sentence.
             of_sentence = {"subwords": 0, "unknown_words": 0, "dropped_words": [], "truncated_words": 0}
     columns["num_labels"] = [np.count_nonzero(labels != IGNORED) for labels in columns["labels"]]
-    return pa.table({name: _arrow_column(name, values) for name, values in columns.items()})
-
-
-def _arrow_column(name: str, values: list) -> pa.Array:
-    """Numbers, or lists of numbers of unequal length as their values and the offset at which each list begins."""
-    if name not in (*TOKEN_COLUMNS, "dropped_words"):
-        return pa.array(values, pa.int32())
-    offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, np.concatenate([*values, np.empty(0, np.int32)]).astype(np.int32))
+    lists = (*TOKEN_COLUMNS, "dropped_words")
+    return pa.table({name: arrow_column(values, is_list=name in lists) for name, values in columns.items()})
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from util.annotations import Columns, split_words
 from util.corpus_scan import column
 from util.pretrained import load_tokenizer, max_length, packaged_encoder
 from util.tokenizer import _tokenize, encode
+from util.windows import arrow_column
 
 GUIDE = "EU rejects German call to boycott British lamb .".split()
 CONLL_LABELS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"]
@@ -482,5 +483,5 @@ def test_the_packaged_encoder_is_the_file_it_should_be(tmp_path):
 
 
 def test_ragged_arrow_columns():
-    array = data._arrow_column("labels", [np.array([1, 2]), np.array([], int), np.array([3])])
+    array = arrow_column([np.array([1, 2]), np.array([], int), np.array([3])], is_list=True)
     assert array.to_pylist() == [[1, 2], [], [3]] and array.type == pa.list_(pa.int32())

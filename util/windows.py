@@ -11,6 +11,14 @@ from datasets import Dataset
 from util.corpus_scan import column
 
 
+def arrow_column(values: list, is_list: bool) -> pa.Array:
+    """Numbers, or lists of numbers of unequal length as their values and the offset at which each list begins."""
+    if not is_list:
+        return pa.array(values, pa.int32())
+    offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, np.concatenate([*values, np.empty(0, np.int32)]).astype(np.int32))
+
+
 class Windows(torch.utils.data.Dataset):
     """[i] -> {"input_ids": [L], "labels": [L]}, and any other column with one value per subword.
 
