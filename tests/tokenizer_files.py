@@ -234,7 +234,7 @@ FAMILIES = {
     ),
 }  # fmt: skip
 
-# Without the marks [CLS] and [SEP] in the vocabulary, the class adds them, and numbers them anew when it is loaded again.
+# Its vocabulary has no [CLS] and [SEP]: the class adds them, and numbers them anew when it is loaded again.
 UNSTABLE = (
     "rembert", "RemBertTokenizer", {}, lambda f: write_sentencepiece(f, "sentencepiece.model", **PLAIN),
 )  # fmt: skip
@@ -242,7 +242,8 @@ UNSTABLE = (
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 1400,
     "num_key_value_heads": 2, "head_dim": 16, "embedding_size": 32, "max_position_embeddings": 256,
-    "attention_window": 8, "d_model": 32, "d_ff": 64, "d_kv": 16, "num_layers": 2, "num_heads": 2, "num_decoder_layers": 2, "d_inner": 64,
+    "attention_window": 8, "d_model": 32, "d_ff": 64, "d_kv": 16, "num_layers": 2, "num_heads": 2,
+    "num_decoder_layers": 2, "d_inner": 64,
     "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256, "dim": 32, "n_layers": 2, "n_heads": 2,
     "hidden_dim": 64,
 }  # fmt: skip
