@@ -19,6 +19,7 @@ from transformers import (
 from util import running_text
 from util.adapters import adapter_config, base_of, is_adapter, merged_weights
 from util.loading_errors import TOKENIZER_FILES, one_line_errors, placeholder
+from util.tokenizer import encode, special_tokens
 from util.vocabulary import check_rows, check_vocabulary, text_config
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # the packaged encoder's name on the Hub
@@ -54,7 +55,10 @@ def load_tokenizer(name: str):
         kind = type(tokenizer).__name__
         raise ValueError(f"{name}: a fast tokenizer is needed; a slow one ({kind}) has no word_ids")
     check_vocabulary(name, tokenizer)
-    running_text.prepare(tokenizer)
+    with one_line_errors(name):  # some tokenizers do not accept words alone: LayoutLMv3 needs boxes
+        running_text.prepare(tokenizer)
+        special_tokens(tokenizer)
+        encode([running_text.TRIAL.split()], tokenizer)
     return tokenizer
 
 
