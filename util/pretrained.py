@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -188,7 +189,7 @@ def _load(name: str, config) -> tuple[PreTrainedModel, dict[str, tuple]]:
     options = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with one_line_errors(name):
         if has_adapter:
-            model_class = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]
+            model_class: Any = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]
             model, info = model_class.from_pretrained(None, state_dict=merged_weights(name), **options)
         else:
             options["trust_remote_code"] = False
