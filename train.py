@@ -242,7 +242,7 @@ def main() -> None:
     check_args(args, precision, splits)
     torch.manual_seed(args.seed)  # for the new head
     raw_model = modeling.load_model(
-        encoder_name, train_set.label_list, args.gradient_checkpointing, load_weights=ranks.rank == 0 or not args.fsdp
+        encoder_name, train_set.label_list, args.gradient_checkpointing, ranks.rank == 0 or not args.fsdp, log
     )
     raw_model.config.tag_scheme = train_set.tag_scheme  # of the files; for infer.py --evaluate
     disable_layerdrop(raw_model, log)

@@ -237,6 +237,17 @@ def test_every_weight_of_a_model_that_tags_must_be_in_its_file(folder):
     assert len(warnings) == 1 and warnings[0].startswith(f"warning: {folder}: 1 weights are not in the file")
 
 
+def test_weights_of_the_encoder_that_are_missing_are_named_in_training(encoders, corpus, tmp_path):
+    encoder = Path(shutil.copytree(encoders["wordpiece"], tmp_path / "encoder"))
+    tensors = load_file(encoder / "model.safetensors")
+    del tensors["encoder.layer.1.output.dense.weight"]
+    save_file(tensors, encoder / "model.safetensors", {"format": "pt"})
+    flags = {"--model_name_or_path": encoder, "--output_dir": tmp_path / "out", "--max_steps": 1}
+    lines = conftest.train(*conftest.flat(corpus | flags)).splitlines()
+    missing = "1 weights are not in the file and start at random: bert.encoder.layer.1.output.dense.weight"
+    assert lines.count(f"warning: {encoder}: {missing}") == 1
+
+
 def test_labels_that_do_not_fit_the_head(folder):
     edit(folder / "config.json", id2label={i: f"L{i}" for i in range(5)}, label2id=None)
     with pytest.raises(ValueError, match=r"classifier.weight has shape \(3, 32\) in the file, and \(5, 32\) by config"):

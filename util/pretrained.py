@@ -133,7 +133,7 @@ def new_model(config) -> PreTrainedModel:
         return AutoModelForTokenClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
-def load_encoder_model(name: str, config, log: Callable = lambda *_: None) -> PreTrainedModel:
+def load_encoder_model(name: str, config, log: Callable | None = None) -> PreTrainedModel:
     """The weights of the encoder `name` with a head for the labels of `config`.
 
     A head that was trained for the same labels in the same order is kept. Any other head is drawn anew, even if its
@@ -149,7 +149,7 @@ def load_encoder_model(name: str, config, log: Callable = lambda *_: None) -> Pr
     if len(missing) > MISSING_SHARE * len(encoder):
         share = f"{len(missing)} of {len(encoder)} weights of the encoder are missing ({missing[0]})"
         raise ValueError(f"{name}: {share}: config.json ({config.model_type}) does not describe the file of weights")
-    if any("pooler" not in weight for weight in missing):
+    if log and any("pooler" not in weight for weight in missing):
         log(
             f"warning: {name}: {len(missing)} weights are not in the file and start at random: {', '.join(missing[:3])}"
         )
