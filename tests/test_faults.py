@@ -25,7 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import model as modeling
 import train as script
-from util import checkpoint
+from util import checkpoint, encoder_check
 from util.distributed import leave_process_group
 
 
@@ -511,7 +511,7 @@ def test_the_fused_optimizer_skips_steps_with_found_inf():
 
 def test_steps_that_the_scaler_skips_do_not_advance_the_schedule(long_run, tmp_path, monkeypatch):
     """fp16 on a CPU, which train.py refuses: the first loss scales overflow, and their steps are skipped."""
-    monkeypatch.setattr(modeling, "pick_precision", lambda *_: "fp16")
+    monkeypatch.setattr(encoder_check, "pick_precision", lambda *_: "fp16")
     scaler_class = torch.amp.GradScaler
 
     def scaler_with_large_scale(*arguments, **options):
