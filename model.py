@@ -32,7 +32,7 @@ from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_ran
 # Encoder, head and loss
 
 
-def from_pretrained(name: str | None, config=None) -> PreTrainedModel:
+def from_pretrained(name: str | None, config=None, log=None) -> PreTrainedModel:
     """A folder or a Hub id -> the model in fp32. With a config: the encoder, and a head for the labels of the config.
 
     Without: the trained model. name=None: random weights, or none under `torch.device("meta")`.
@@ -42,7 +42,7 @@ def from_pretrained(name: str | None, config=None) -> PreTrainedModel:
     elif config is None:
         model = load_trained_model(name)
     else:
-        model = load_encoder_model(name, config)
+        model = load_encoder_model(name, config, log)
     if torch.cuda.is_available() and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation("packed_sdpa")  # the same for padded batches, without waiting for the GPU
     choose_attention_by_length(model)
@@ -51,7 +51,7 @@ def from_pretrained(name: str | None, config=None) -> PreTrainedModel:
 
 
 def load_model(
-    name: str, label_list: list[str], gradient_checkpointing: bool = False, load_weights: bool = True
+    name: str, label_list: list[str], gradient_checkpointing: bool = False, load_weights: bool = True, log=None
 ) -> PreTrainedModel:
     """The encoder `name` (a folder or a Hub id) with a head of one logit a label.
 
@@ -59,7 +59,7 @@ def load_model(
     """
     config = load_config(name, label_list)
     with contextlib.nullcontext() if load_weights else torch.device("meta"):
-        model = from_pretrained(name if load_weights else None, config)
+        model = from_pretrained(name if load_weights else None, config, log)
     assert model.config.num_labels == len(label_list), (model.config.num_labels, len(label_list))
     if gradient_checkpointing:
         # transformers 5.17 knows only the old name
@@ -105,7 +105,7 @@ def check_precision(name: str, tokenizer, args, device: torch.device, log) -> st
     """--precision, or fp32 where the encoder `name` does not work in 16 bits. Errors are those of check_encoder."""
     if args.fsdp:  # no single device may hold the model: check_windows tries it once it is sharded
         return pick_precision(args.precision, device)
-    model = load_model(name, ["O", "B-X"], args.gradient_checkpointing).to(device).train()  # any head will do
+    model = load_model(name, ["O", "B-X"], args.gradient_checkpointing, True, log).to(device).train()  # with any head
     return check_encoder(model, tokenizer, args.precision, make_autocast, args.max_seq_length, log)
 
 
