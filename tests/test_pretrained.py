@@ -9,6 +9,7 @@ from pathlib import Path
 import conftest
 import pytest
 import sentencepiece
+import tokenizer_files
 import tokenizers
 import torch
 import transformers
@@ -410,6 +411,43 @@ def test_padding_beyond_the_embedding_is_refused(folder):
         load_encoder(str(folder), None)
 
 
+@pytest.mark.parametrize(
+    "merges, line",
+    [
+        (None, "merges.txt is missing: copy it"),
+        ("", "the tokenizer has 0 merges for 6"),
+        ("#version: 0.2\nt h\n", "the tokenizer has 1 merges for 6"),
+        ("t\n", "the files of its vocabulary are broken: download them again"),
+    ],
+)
+def test_incomplete_merges_are_no_tokenizer(merges, line, tmp_path):
+    """Words would be split into characters."""
+    tokenizer_files.write_encoder("RobertaTokenizer", tmp_path, weights=True)
+    remove(tmp_path, "merges.txt")
+    if merges is not None:
+        (tmp_path / "merges.txt").write_text(merges)
+    with pytest.raises(ValueError, match=line):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("settings", [True, False])
+def test_a_cased_vocabulary_that_is_lowercased_is_warned_of(settings, corpus, tmp_path):
+    """Without tokenizer_config.json, BertTokenizer lowercases."""
+    tokenizer_files.write_encoder("BertTokenizer", tmp_path, weights=True)
+    if not settings:
+        remove(tmp_path, SETTINGS)
+    flags = ["--model_name_or_path", tmp_path, "--max_steps", 1, "--output_dir", tmp_path / "out"]
+    printed = conftest.train(*flags, *conftest.flat(corpus))
+    assert ("set do_lower_case to false in tokenizer_config.json" in printed) is not settings
+
+
+def test_a_tokenizer_that_is_not_for_text_is_named(encoders, tmp_path):
+    shutil.copytree(encoders["bpe"], tmp_path, dirs_exist_ok=True)
+    edit(tmp_path / SETTINGS, tokenizer_class="LukeTokenizer")
+    with pytest.raises(ValueError, match="LukeTokenizer does not tokenize words; correct its vocabulary"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_tiny_vocabulary_is_not_an_empty_one(folder):
     raw = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -511,6 +549,46 @@ def test_an_adapter_is_merged_with_its_head(adapter, corpus, tmp_path):
     out = tmp_path / "out"
     conftest.train("--model_name_or_path", name, "--max_steps", 2, "--output_dir", out, *conftest.flat(corpus))
     assert load_trained_model(str(out)).config.model_type == "bert"
+
+
+def test_an_adapter_of_the_encoder_alone_is_merged(encoders, tmp_path):
+    """Of AutoModel: its names lack the encoder's prefix. It has no head."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_pretrained(encoders["wordpiece"])
+    config = peft.LoraConfig(task_type="FEATURE_EXTRACTION", r=2, init_lora_weights=False)
+    model = peft.get_peft_model(model, config)
+    model.save_pretrained(tmp_path)
+    merged = modeling.load_model(str(tmp_path), LABELS).base_model
+    input_ids = torch.arange(5, 25)[None]
+    expected = model.eval()(input_ids=input_ids).last_hidden_state
+    torch.testing.assert_close(merged.eval()(input_ids).last_hidden_state, expected)
+
+
+def test_an_adapter_as_earlier_versions_saved_it(adapter):
+    name, model = adapter
+    torch.save(load_file(f"{name}/adapter_model.safetensors"), f"{name}/adapter_model.bin")
+    remove(Path(name), "adapter_model.safetensors")
+    input_ids = torch.arange(5, 25)[None]
+    expected = model(input_ids=input_ids).logits
+    torch.testing.assert_close(load_trained_model(name).eval()(input_ids).logits, expected)
+
+
+FAULTS_OF_ADAPTERS = {
+    "broken": (lambda f: truncate(f, 9), "adapter_config.json is not JSON"),
+    "list": (lambda f: f.write_text("[1]"), "adapter_config.json is not an object"),
+    "number": (lambda f: edit(f, base_model_name_or_path=3), "names no base_model_name_or_path"),
+    "itself": (lambda f: edit(f, base_model_name_or_path=str(f.parent)), "which is an adapter; merge that one first"),
+    "other kind": (lambda f: edit(f, peft_type="NEW"), "merge the adapter with the version of peft that wrote it"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_ADAPTERS)
+def test_a_fault_of_an_adapter_is_one_line(fault, adapter, monkeypatch, capsys):
+    change, expected = FAULTS_OF_ADAPTERS[fault]
+    change(Path(adapter[0]) / "adapter_config.json")
+    error = error_of(infer.main, "infer.py", monkeypatch, capsys, adapter[0], "Maria")
+    assert error.startswith(f"error: {adapter[0]}: ") and expected in error
 
 
 def test_an_adapter_that_cannot_be_merged_is_named(adapter, encoders, monkeypatch, capsys):

@@ -79,8 +79,12 @@ def _what_to_do(name: str, error: Exception) -> str:
         else:
             remedy = remedy or fault_of_files(folder) or _fault_of_config(folder)
         remedy = remedy or _missing_package(error)
+        if "Error while initializing" in str(error) and not remedy:
+            remedy = "the files of its vocabulary are broken: download them again"
         if type(error).__name__ == "UnpicklingError" and not remedy:
             remedy = "its pickle holds more than tensors, and is never run: pass the encoder as model.safetensors"
+        if folder and (folder / "adapter_config.json").is_file() and not remedy:
+            remedy = "merge the adapter with the version of peft that wrote it, and pass the result"
     return remedy or "check that it is a complete encoder, and update transformers: pip install -U transformers"
 
 
@@ -226,6 +230,10 @@ def _fault_of_sentencepiece(folder: Path) -> str:
     files = (*TOKENIZER_FILES, "adapter_config.json")  # an adapter has the encoder's tokenizer
     if not any((folder / file).is_file() for file in files):
         return "it has no tokenizer files (tokenizer.json, vocab.txt, ...): copy those of the encoder into it"
+    if (folder / "vocab.json").is_file() and not any(
+        (folder / file).is_file() for file in ("merges.txt", "tokenizer.json")
+    ):
+        return "merges.txt is missing: copy it"
     for path in sorted(folder.glob("*.model")):
         with open(path, "rb") as file:
             if re.match(rb"[A-Za-z0-9+/]+=* \d+\n", file.readline(200)):
@@ -265,7 +273,7 @@ def _fault_of_hub(name: str, error: Exception) -> str:
 
 
 def _fault_of_config(folder: Path | None) -> str:
-    if folder is None:
+    if folder is None or not (folder / "config.json").is_file():
         return ""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("auto_map"):

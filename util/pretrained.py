@@ -5,6 +5,7 @@ import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -21,7 +22,7 @@ from util import running_text
 from util.adapters import adapter_config, base_of, is_adapter, merged_weights
 from util.loading_errors import TOKENIZER_FILES, one_line_errors, placeholder
 from util.tokenizer import TRIAL, special_tokens
-from util.vocabulary import check_rows, check_vocabulary, text_config
+from util.vocabulary import check_merges, check_rows, check_vocabulary, text_config
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # the packaged encoder's name on the Hub
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -61,6 +62,7 @@ def load_tokenizer(name: str):
     _check_words(name, tokenizer)
     running_text.prepare(tokenizer)
     running_text.check_file(name, tokenizer)
+    check_merges(name, tokenizer)
     return tokenizer
 
 
@@ -72,7 +74,7 @@ def _check_words(name: str, tokenizer) -> None:
         name, f"{kind} does not tokenize words; correct its vocabulary, or tokenizer_class in {SETTINGS}"
     ):
         tokenizer([TRIAL.split()], is_split_into_words=True)  # fails for LUKE, LayoutLM, and without the unknown token
-    num_special = sum(map(len, special_tokens(tokenizer)))
+        num_special = sum(map(len, special_tokens(tokenizer)))
     if not isinstance(limit, (int, float)) or not limit >= num_special + 1:
         reason = f"model_max_length {limit!r} leaves no room beside {num_special} special tokens"
         raise ValueError(f"{name}: {reason}; correct it in {SETTINGS}")
@@ -212,7 +214,7 @@ def _load(name: str, config) -> tuple[PreTrainedModel, dict[str, tuple], list[st
     options = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with one_line_errors(name):
         if has_adapter:
-            model_class = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]
+            model_class: Any = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING[type(config)]
             model, info = model_class.from_pretrained(None, state_dict=merged_weights(name), **options)
         else:
             options["trust_remote_code"] = False

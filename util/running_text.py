@@ -16,6 +16,7 @@ from util.loading_errors import folder_of, one_line_errors
 from util.tokenizer import TRIAL, encode
 
 NUM_SENTENCES, NUM_WORDS = 1000, 20_000  # of a corpus that are compared with running text
+CAPITALS = 0.05  # share of the subwords with capitals, above which a vocabulary is cased
 ENOUGH = 0.99  # share of words with the subwords of running text
 
 
@@ -134,7 +135,17 @@ def compare_sample(split, tokenizer) -> Comparison:
 
 
 def warn_of_other_subwords(split, tokenizer, log) -> None:
-    """Logs a warning if words of the corpus do not have the subwords that the encoder was pretrained on."""
+    """Logs a warning if words of the corpus do not have the subwords that the encoder was pretrained on.
+
+    Without tokenizer_config.json, BertTokenizer lowercases, also with the vocabulary of a cased encoder.
+    """
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    if normalizer and normalizer.normalize_str("A") == "a":
+        words = [token for token in tokenizer.get_vocab() if token not in tokenizer.all_special_tokens]
+        share = sum(token.lower() != token for token in words) / max(1, len(words))
+        if share > CAPITALS:
+            remedy = "if the encoder is cased, set do_lower_case to false in tokenizer_config.json"
+            log(f"warning: the tokenizer lowercases, but {share:.0%} of its vocabulary has capitals: {remedy}")
     found = compare_sample(split, tokenizer)
     if found.num_words and found.share < ENOUGH:
         log(

@@ -3,6 +3,7 @@
 import json
 
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import PreTrainedConfig
 
 from util.tokenizer import TRIAL
@@ -21,6 +22,18 @@ def check_vocabulary(name: str, tokenizer) -> None:
     if not vocabulary.keys() - special:
         files = "no tokenizer files (tokenizer.json, vocab.txt, ...) that transformers can read"
         raise ValueError(f"{name}: {files}; copy those of the encoder into it")
+
+
+def check_merges(name: str, tokenizer) -> None:
+    """Raises ValueError if most of the vocabulary cannot be reached: words would be split into characters."""
+    if not isinstance(tokenizer.backend_tokenizer.model, BPE):
+        return
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    special = set(tokenizer.get_added_vocab())
+    num_merged = sum(len(token) > 1 and token[0] != "<" and token not in special for token in model["vocab"])
+    if len(model["merges"]) < num_merged / 2:  # each makes one subword of two
+        reason = f"{len(model['merges'])} merges for {num_merged} subwords: merges.txt is incomplete"
+        raise ValueError(f"{name}: the tokenizer has {reason}; download it again")
 
 
 def describe(tokenizer) -> list[int]:
