@@ -106,7 +106,8 @@ def check_precision(name: str, tokenizer, args, device: torch.device, log) -> st
     """--precision, or fp32 where the encoder `name` does not work in 16 bits. Errors are those of check_encoder."""
     if args.fsdp:  # no single device may hold the model: check_windows tries it once it is sharded
         return pick_precision(args.precision, device)
-    model = load_model(name, ["O", "B-X"], args.gradient_checkpointing).to(device).train()  # any head will do
+    model = load_model(name, ["O", "B-X"], args.gradient_checkpointing, log=log)  # with any head
+    model.to(device).train()
     return check_encoder(model, tokenizer, args.precision, make_autocast, args.max_seq_length, log)
 
 

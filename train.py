@@ -45,6 +45,7 @@ from util.split import fingerprint_of
 from util.step_meter import StepMeter
 from util.tensorboard_log import log_hparams, open_writer
 from util.unreached import disable_layerdrop, freeze_unreached_parameters
+from util.vocabulary import describe
 
 BENCHMARK_WARMUP_STEPS = 10  # excluded from the figures of --benchmark
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # other ranks wait while rank 0 saves a checkpoint or computes scores
@@ -242,9 +243,10 @@ def main() -> None:
     check_args(args, precision, splits)
     torch.manual_seed(args.seed)  # for the new head
     raw_model = modeling.load_model(
-        encoder_name, train_set.label_list, args.gradient_checkpointing, ranks.rank == 0 or not args.fsdp, log
+        encoder_name, train_set.label_list, args.gradient_checkpointing, load_weights=ranks.rank == 0 or not args.fsdp
     )
     raw_model.config.tag_scheme = train_set.tag_scheme  # of the files; for infer.py --evaluate
+    raw_model.config.trial_subwords = describe(tokenizer)  # infer.py refuses another tokenizer
     disable_layerdrop(raw_model, log)
 
     # ---- process group, and what --output_dir holds: rank 0 looks and tells the others, which may not share its disk

@@ -1,6 +1,7 @@
 """Encoders, heads and tokenizers are loaded as they are, or refused with one line and exit code 2."""
 
 import json
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import conftest
 import pytest
 import sentencepiece
+import tokenizer_files
 import tokenizers
 import torch
 import transformers
@@ -84,7 +86,7 @@ def other_weights(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"weights")
 
 
-WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+WEIGHTS, CONFIG, TOKENIZER, SETTINGS = "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"
 FAULTS = {  # a change of the folder -> a part of the line
     "truncated": (lambda f: truncate(f / WEIGHTS, 50_000), "model.safetensors is truncated (50,000 of 205,"),
     "truncated header": (lambda f: truncate(f / WEIGHTS, 100), "model.safetensors is truncated or corrupt (100 bytes)"),
@@ -99,6 +101,25 @@ FAULTS = {  # a change of the folder -> a part of the line
         lambda f: (remove(f, TOKENIZER, "tokenizer_config.json"), (f / "vocab.txt").write_text(LFS_POINTER)),
         "vocab.txt is a pointer of Git LFS and not the file",
     ),
+    "bytes after the weights": (
+        lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes() + b"x"),
+        "model.safetensors is corrupt (205,061 of 205,060 bytes)",
+    ),
+    "other name": (lambda f: (f / WEIGHTS).rename(f / "a.safetensors"), "it has no model.safetensors, but a.safetens"),
+    "shards without index": (
+        lambda f: (f / WEIGHTS).rename(f / "model-00001-of-00002.safetensors"),
+        "the index of model-00001-of-00002.safetensors is missing",
+    ),
+    "broken index": (
+        lambda f: (shard(f), (f / "model.safetensors.index.json").write_text('{"weight_map": {}}')),
+        "model.safetensors.index.json has no weight_map and metadata",
+    ),
+    "link to nothing": (
+        lambda f: (remove(f, TOKENIZER), (f / TOKENIZER).symlink_to("/nothing/tokenizer.json")),
+        "tokenizer.json is a link to a file that does not exist: copy the file",
+    ),
+    "folder as file": (lambda f: (remove(f, CONFIG), (f / CONFIG).mkdir()), "config.json is a folder and not a file"),
+    "attention": (lambda f: edit(f / CONFIG, attn_implementation="flash_attention_2"), "remove attn_implementation"),
     "no weights": (lambda f: remove(f, WEIGHTS), "it has no weights: copy model.safetensors into it"),
     "missing shards": (shard, "2 of 2 files of weights are missing (model-00001-of-00002.safetensors)"),
     "TensorFlow": (lambda f: other_weights(f, "tf_model.h5"), "it has weights of TensorFlow only"),
@@ -107,6 +128,10 @@ FAULTS = {  # a change of the folder -> a part of the line
     "broken pickle": (lambda f: other_weights(f, "pytorch_model.bin"), "pytorch_model.bin is truncated or corrupt"),
     "code in a pickle": (
         lambda f: (remove(f, WEIGHTS), torch.save({"a": print}, f / "pytorch_model.bin")),
+        "its pickle holds more than tensors, and is never run",
+    ),
+    "code in a plain pickle": (
+        lambda f: (remove(f, WEIGHTS), (f / "pytorch_model.bin").write_bytes(pickle.dumps(print))),
         "its pickle holds more than tensors, and is never run",
     ),
     "no config": (lambda f: remove(f, CONFIG), "there is no config.json in it, but model.safetensors, tokenizer.json"),
@@ -133,6 +158,30 @@ FAULTS = {  # a change of the folder -> a part of the line
     "no tokenizer": (lambda f: remove(f, TOKENIZER, "tokenizer_config.json"), NO_TOKENIZER),
     "settings of a tokenizer alone": (lambda f: remove(f, TOKENIZER), NO_TOKENIZER),
     "broken tokenizer": (lambda f: (f / TOKENIZER).write_text('{"a"'), "tokenizer.json is not JSON"),
+    "tokenizer without content": (
+        lambda f: (f / TOKENIZER).write_text("{}"),
+        "tokenizer.json cannot be read: download",
+    ),
+    "null as settings": (lambda f: (f / SETTINGS).write_text("null"), "tokenizer_config.json is not an object"),
+    "missing settings": (
+        lambda f: remove(f, SETTINGS),
+        "BertTokenizer makes other subwords than tokenizer.json: ['of', 'sa', ",
+    ),
+    "class of another tokenizer": (
+        lambda f: edit(f / SETTINGS, tokenizer_class="RobertaTokenizer"),
+        "correct tokenizer_class in tokenizer_config.json",
+    ),
+    "vocabulary without the unknown token": (
+        lambda f: (remove(f, TOKENIZER, SETTINGS), (f / "vocab.txt").write_text("a\nb\n")),
+        "Missing [UNK] token from the vocabulary; BertTokenizer does not tokenize words",
+    ),
+    **{
+        f"limit {limit}": (
+            lambda f, limit=limit: edit(f / SETTINGS, model_max_length=limit),
+            f"model_max_length {limit!r} leaves no room beside 2 special tokens; correct it in tokenizer_config.json",
+        )
+        for limit in (-1, 0, 2, "x")
+    },
     "no SentencePiece model": (
         lambda f: (
             remove(f, TOKENIZER, "tokenizer_config.json"),
@@ -170,6 +219,7 @@ def test_names_that_are_no_model(folder, monkeypatch, capsys):
         f"{folder}/config.json": f"this is a file: pass its folder, {folder}",
         f"{folder}/nothing": "there is no such folder",
         "./nothing": "there is no such folder",
+        "https://huggingface.co/bert-base-cased": "this is an address: pass a folder, or the encoder's id on the Hub",
         "someone/no-such-encoder": "it is not in the cache, and the Hub cannot be reached",
     }
     for name, part in expected.items():
@@ -220,7 +270,7 @@ def test_a_model_without_a_trained_head_does_not_tag(encoders, folder, monkeypat
     train_first = f"; train it first: python train.py --model_name_or_path {folder}"
     error = error_of(infer.main, "infer.py", monkeypatch, capsys, encoders["wordpiece"], text)
     assert f"{encoders['wordpiece']}: has no trained token-classification head (classifier.bias is missing)" in error
-    for kind in ("ForMaskedLM", "ForSequenceClassification"):
+    for kind in ("ForMaskedLM", "ForSequenceClassification", "ForMultipleChoice"):
         getattr(transformers, f"Bert{kind}").from_pretrained(encoders["wordpiece"]).save_pretrained(folder)
         error = error_of(infer.main, "infer.py", monkeypatch, capsys, folder, text)
         assert "has no trained token-classification head (" in error and error.endswith(train_first)
@@ -246,6 +296,44 @@ def test_weights_of_the_encoder_that_are_missing_are_named_in_training(encoders,
     lines = conftest.train(*conftest.flat(corpus | flags)).splitlines()
     missing = "1 weights are not in the file and start at random: bert.encoder.layer.1.output.dense.weight"
     assert lines.count(f"warning: {encoder}: {missing}") == 1
+
+
+@pytest.mark.parametrize("num_layers, line", [(1, "16 weights of the file are not used"), (3, "start at random")])
+def test_an_encoder_of_another_depth_does_not_tag_and_is_warned_of(num_layers, line, folder, corpus, tmp_path):
+    edit(folder / "config.json", num_hidden_layers=num_layers)
+    with pytest.raises(ValueError, match=r"describes a smaller encoder, without 16|16 weights are missing"):
+        load_trained_model(str(folder))
+    flags = ["--model_name_or_path", folder, "--max_steps", 1, "--output_dir", tmp_path / "out"]
+    printed = conftest.train(*flags, *conftest.flat(corpus))
+    assert [line in text for text in printed.splitlines() if text.startswith("warning: ")] == [True]
+
+
+@pytest.mark.parametrize(
+    "switch", [{"output_attentions": True}, {"output_hidden_states": True}, {"return_dict": False}]
+)
+def test_switches_of_the_output_have_no_influence(switch, folder, corpus, tmp_path):
+    edit(folder / "config.json", **switch)
+    flags = ["--model_name_or_path", folder, "--max_steps", 1, "--output_dir", tmp_path / "out"]
+    conftest.train(*flags, *conftest.flat(corpus))
+    assert infer.Tagger(str(tmp_path / "out")).tag([]) == []
+
+
+def test_a_tagger_whose_tokenizer_was_replaced_is_refused(encoders, corpus, tmp_path, monkeypatch, capsys):
+    """Also if the embedding has rows for all of its ids."""
+    flags = ["--model_name_or_path", encoders["wordpiece"], "--max_steps", 1, "--output_dir", tmp_path]
+    conftest.train(*flags, *conftest.flat(corpus))
+    assert infer.Tagger(str(tmp_path))("Maria lives in Oslo.") is not None
+    remove(tmp_path, TOKENIZER, SETTINGS)
+    AutoTokenizer.from_pretrained(encoders["unigram"]).save_pretrained(tmp_path)
+    error = error_of(infer.main, "infer.py", monkeypatch, capsys, tmp_path, "Maria")
+    assert error == (
+        f"error: {tmp_path}: its tokenizer is not the one that it was trained with; copy the files of train.py"
+    )
+
+
+def test_labels_that_are_no_text(folder):
+    edit(folder / "config.json", id2label={"0": 0, "1": None, "2": "I-X"}, label2id=None)
+    assert infer.Tagger(str(folder)).label_list == ["0", "LABEL_1", "I-X"]
 
 
 def test_labels_that_do_not_fit_the_head(folder):
@@ -319,12 +407,56 @@ def test_a_special_token_beyond_the_embedding_is_split_like_any_text(folder):
         check_rows(str(folder), tokenizer, load_config(str(folder)))
 
 
+@pytest.mark.parametrize("limit, expected", [(3, 3), (64.5, 64), (1e30, 10**30), (None, 10**30)])
+def test_the_limit_of_a_tokenizer_is_a_whole_number(limit, expected, folder):
+    edit(folder / SETTINGS, model_max_length=limit)
+    found = load_tokenizer(str(folder)).model_max_length
+    assert found == expected and isinstance(found, int)
+
+
 def test_padding_beyond_the_embedding_is_refused(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"pad_token": "<padding>"})
     tokenizer.save_pretrained(folder)
     with pytest.raises(ValueError, match="1 ids above the 900 rows .* such as 900 for '<padding>'"):
         load_encoder(str(folder), None)
+
+
+@pytest.mark.parametrize(
+    "merges, line",
+    [
+        (None, "merges.txt is missing: copy it"),
+        ("", "the tokenizer has 0 merges for 6"),
+        ("#version: 0.2\nt h\n", "the tokenizer has 1 merges for 6"),
+        ("t\n", "the files of its vocabulary are broken: download them again"),
+    ],
+)
+def test_incomplete_merges_are_no_tokenizer(merges, line, tmp_path):
+    """Words would be split into characters."""
+    tokenizer_files.write_encoder("RobertaTokenizer", tmp_path, weights=True)
+    remove(tmp_path, "merges.txt")
+    if merges is not None:
+        (tmp_path / "merges.txt").write_text(merges)
+    with pytest.raises(ValueError, match=line):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("settings", [True, False])
+def test_a_cased_vocabulary_that_is_lowercased_is_warned_of(settings, corpus, tmp_path):
+    """Without tokenizer_config.json, BertTokenizer lowercases."""
+    tokenizer_files.write_encoder("BertTokenizer", tmp_path, weights=True)
+    if not settings:
+        remove(tmp_path, SETTINGS)
+    flags = ["--model_name_or_path", tmp_path, "--max_steps", 1, "--output_dir", tmp_path / "out"]
+    printed = conftest.train(*flags, *conftest.flat(corpus))
+    assert ("set do_lower_case to false in tokenizer_config.json" in printed) is not settings
+
+
+def test_a_tokenizer_that_is_not_for_text_is_named(encoders, tmp_path):
+    shutil.copytree(encoders["bpe"], tmp_path, dirs_exist_ok=True)
+    edit(tmp_path / SETTINGS, tokenizer_class="LukeTokenizer")
+    with pytest.raises(ValueError, match="LukeTokenizer does not tokenize words; correct its vocabulary"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_a_tiny_vocabulary_is_not_an_empty_one(folder):
@@ -428,6 +560,46 @@ def test_an_adapter_is_merged_with_its_head(adapter, corpus, tmp_path):
     out = tmp_path / "out"
     conftest.train("--model_name_or_path", name, "--max_steps", 2, "--output_dir", out, *conftest.flat(corpus))
     assert load_trained_model(str(out)).config.model_type == "bert"
+
+
+def test_an_adapter_of_the_encoder_alone_is_merged(encoders, tmp_path):
+    """Of AutoModel: its names lack the encoder's prefix. It has no head."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_pretrained(encoders["wordpiece"])
+    config = peft.LoraConfig(task_type="FEATURE_EXTRACTION", r=2, init_lora_weights=False)
+    model = peft.get_peft_model(model, config)
+    model.save_pretrained(tmp_path)
+    merged = modeling.load_model(str(tmp_path), LABELS).base_model
+    input_ids = torch.arange(5, 25)[None]
+    expected = model.eval()(input_ids=input_ids).last_hidden_state
+    torch.testing.assert_close(merged.eval()(input_ids).last_hidden_state, expected)
+
+
+def test_an_adapter_as_earlier_versions_saved_it(adapter):
+    name, model = adapter
+    torch.save(load_file(f"{name}/adapter_model.safetensors"), f"{name}/adapter_model.bin")
+    remove(Path(name), "adapter_model.safetensors")
+    input_ids = torch.arange(5, 25)[None]
+    expected = model(input_ids=input_ids).logits
+    torch.testing.assert_close(load_trained_model(name).eval()(input_ids).logits, expected)
+
+
+FAULTS_OF_ADAPTERS = {
+    "broken": (lambda f: truncate(f, 9), "adapter_config.json is not JSON"),
+    "list": (lambda f: f.write_text("[1]"), "adapter_config.json is not an object"),
+    "number": (lambda f: edit(f, base_model_name_or_path=3), "names no base_model_name_or_path"),
+    "itself": (lambda f: edit(f, base_model_name_or_path=str(f.parent)), "which is an adapter; merge that one first"),
+    "other kind": (lambda f: edit(f, peft_type="NEW"), "merge the adapter with the version of peft that wrote it"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_ADAPTERS)
+def test_a_fault_of_an_adapter_is_one_line(fault, adapter, monkeypatch, capsys):
+    change, expected = FAULTS_OF_ADAPTERS[fault]
+    change(Path(adapter[0]) / "adapter_config.json")
+    error = error_of(infer.main, "infer.py", monkeypatch, capsys, adapter[0], "Maria")
+    assert error.startswith(f"error: {adapter[0]}: ") and expected in error
 
 
 def test_an_adapter_that_cannot_be_merged_is_named(adapter, encoders, monkeypatch, capsys):

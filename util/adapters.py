@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForTokenClassification
 from transformers.utils import cached_file
 
-from util.loading_errors import folder_of
+from util.loading_errors import folder_of, one_line_errors
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -34,8 +34,10 @@ def is_adapter(name: str) -> bool:
 def base_of(name: str) -> str:
     """The encoder that the adapter is for."""
     base = _read(name).get("base_model_name_or_path")
-    if not base:
+    if not base or not isinstance(base, str):
         raise ValueError(f"{name}: {ADAPTER_CONFIG} names no base_model_name_or_path; merge the adapter with peft")
+    if (Path(base) / ADAPTER_CONFIG).is_file() and not (Path(base) / "config.json").is_file():
+        raise ValueError(f"{name}: an adapter for {base}, which is an adapter; merge that one first")
     if importlib.util.find_spec("peft") is None:
         raise ValueError(f"{name}: an adapter of PEFT for {base}; pip install peft, or merge it and pass the result")
     return base
@@ -64,7 +66,10 @@ def merged_weights(name: str) -> dict[str, torch.Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message=".*missing adapter keys")  # they would be left at zero
-        weights = peft.PeftModel.from_pretrained(model, name).merge_and_unload().state_dict()
+        # An adapter of the encoder alone (AutoModel) has names without its prefix. Both are merged in place.
+        has_prefix = any(f".{model.base_model_prefix}." in key for key in _shapes(name))
+        peft.PeftModel.from_pretrained(model if has_prefix else model.base_model, name).merge_and_unload()
+    weights = model.state_dict()
     if not _num_labels(name):  # the head is the encoder's, or drawn at random
         in_encoder = {id(parameter) for parameter in model.base_model.parameters()}
         head = {key for key, parameter in model.named_parameters() if id(parameter) not in in_encoder}
@@ -74,19 +79,28 @@ def merged_weights(name: str) -> dict[str, torch.Tensor]:
 
 def _num_labels(name: str) -> int:
     """The rows of the head that was saved with the adapter, or 0."""
-    path = _file(name, "adapter_model.safetensors")
-    if path is None:
-        return 0
     modules = _read(name).get("modules_to_save") or []
-    with safe_open(path, "pt") as file:
-        for key in file.keys():
-            if key.endswith(".weight") and any(f".{module}." in key for module in modules):
-                return file.get_slice(key).get_shape()[0]
+    for key, shape in _shapes(name).items():
+        if key.endswith(".weight") and any(f".{module}." in key for module in modules):
+            return shape[0]
     return 0
 
 
+def _shapes(name: str) -> dict[str, list[int]]:
+    """The weights of the adapter, in either of its formats."""
+    path = _file(name, "adapter_model.safetensors")
+    if path:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_slice(key).get_shape() for key in file.keys()}
+    path = _file(name, "adapter_model.bin")
+    tensors = torch.load(path, map_location="cpu", weights_only=True) if path else {}
+    return {key: list(tensor.shape) for key, tensor in tensors.items()}
+
+
 def _read(name: str) -> dict:
-    return json.loads(Path(_file(name, ADAPTER_CONFIG) or "").read_text(encoding="utf-8"))
+    with one_line_errors(name):
+        content = json.loads(Path(_file(name, ADAPTER_CONFIG) or "").read_text(encoding="utf-8"))
+        return dict(content)
 
 
 def _file(name: str, file: str) -> str | None:

@@ -117,7 +117,10 @@ def refuse_without_context(model: PreTrainedModel, windows: Windows) -> None:
     batch = windows.batch([SHORT_LENGTHS[0]])
     changed = dict(batch, input_ids=batch["input_ids"].clone())
     position = len(windows.special[0])  # of the first subword
-    changed["input_ids"][0, position] = windows.subwords[windows.subwords != changed["input_ids"][0, position]][0]
+    other_subwords = windows.subwords[windows.subwords != changed["input_ids"][0, position]]
+    if not len(other_subwords):
+        return
+    changed["input_ids"][0, position] = other_subwords[0]
     first, second = (model(**to_device(inputs, model.device)).logits[0] for inputs in (batch, changed))
     others = torch.arange(len(first), device=first.device) != position
     # A head of zeros shows nothing.

@@ -4,19 +4,29 @@ import contextlib
 import json
 import re
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 
 import torch
 import transformers
+from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING
 from transformers.utils import cached_file
 
 LFS_POINTER = b"version https://git-lfs"
 OTHER_WEIGHTS = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".gguf": "GGUF", ".ot": "Rust"}
+WEIGHT_FILES = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "adapter_model.safetensors", "adapter_model.bin",
+)  # fmt: skip
 TOKENIZER_FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model",
     "tokenizer.model", "bpe.codes", "tekken.json",
+)  # fmt: skip
+OBJECTS = (  # files that hold a JSON object
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "adapter_config.json", "vocab.json", "model.safetensors.index.json", "pytorch_model.bin.index.json",
 )  # fmt: skip
 PACKAGES = {"sentence_piece": "sentencepiece", "mecab": "fugashi", "MeCab": "fugashi", "sklearn": "scikit-learn"}
 PACKAGE_PATTERNS = (  # of a message that names a missing package
@@ -31,18 +41,20 @@ PACKAGE_PATTERNS = (  # of a message that names a missing package
 
 
 @contextlib.contextmanager
-def one_line_errors(name: str):
+def one_line_errors(name: str, remedy: str = ""):
     """Every exception of the block -> ValueError "NAME: cannot be loaded: CLASS: the library's last line; what to do".
 
     Signals and a lack of memory are not errors of the encoder: they pass.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {_last_line(error)}"
-        raise ValueError(f"{name}: cannot be loaded: {reason}; {_what_to_do(name, error)}") from None
+        raise ValueError(f"{name}: cannot be loaded: {reason}; {remedy or _what_to_do(name, error)}") from None
 
 
 def _last_line(error: Exception) -> str:
@@ -67,8 +79,12 @@ def _what_to_do(name: str, error: Exception) -> str:
         else:
             remedy = remedy or fault_of_files(folder) or _fault_of_config(folder)
         remedy = remedy or _missing_package(error)
+        if "Error while initializing" in str(error) and not remedy:
+            remedy = "the files of its vocabulary are broken: download them again"
         if type(error).__name__ == "UnpicklingError" and not remedy:
             remedy = "its pickle holds more than tensors, and is never run: pass the encoder as model.safetensors"
+        if folder and (folder / "adapter_config.json").is_file() and not remedy:
+            remedy = "merge the adapter with the version of peft that wrote it, and pass the result"
     return remedy or "check that it is a complete encoder, and update transformers: pip install -U transformers"
 
 
@@ -84,6 +100,8 @@ def folder_of(name: str) -> Path | None:
 
 def _fault_of_path(name: str) -> str:
     path = Path(name)
+    if "://" in name:
+        return "this is an address: pass a folder, or the encoder's id on the Hub, such as bert-base-cased"
     if path.is_file():
         return f"this is a file: pass its folder, {path.parent}"
     is_below_a_folder = "/" in name and path.parent.is_dir()
@@ -94,7 +112,14 @@ def _fault_of_path(name: str) -> str:
 
 def fault_of_files(folder: Path) -> str:
     """What is wrong with the files of a folder, or ""."""
-    faults = (placeholder, _missing_config, _fault_of_json, _fault_of_weights, _fault_of_sentencepiece)
+    faults = (
+        placeholder,
+        _missing_config,
+        _fault_of_json,
+        _fault_of_tokenizer,
+        _fault_of_weights,
+        _fault_of_sentencepiece,
+    )
     found = (fault(folder) for fault in faults)  # in this order, and only until the first is found
     return next(filter(None, found), "")
 
@@ -102,6 +127,10 @@ def fault_of_files(folder: Path) -> str:
 def placeholder(folder: Path) -> str:
     """Names a file that was never downloaded. It may load without an error: a pointer is a vocabulary of 3 lines."""
     for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.exists():
+            return f"{path.name} is a link to a file that does not exist: copy the file"
+        if path.name in OBJECTS and path.is_dir():
+            return f"{path.name} is a folder and not a file: download it again"
         if path.suffix in (".json", ".txt", ".model", ".safetensors", ".bin") and path.is_file():
             with open(path, "rb") as file:
                 beginning = file.read(len(LFS_POINTER))
@@ -120,7 +149,7 @@ def _missing_config(folder: Path) -> str:
     nested = sorted(path.parent for path in folder.glob("*/config.json"))
     if nested:
         return f"there is no config.json in it: did you mean {nested[0]}?"
-    if (folder / "train_config.yaml").is_file():
+    if (folder / "train_config.yaml").is_file() and not (folder / "model.safetensors").is_file():
         return "train.py has not saved a model in it yet: run train.py to its first evaluation"
     listed = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
     return f"there is no config.json in it, but {listed}: pass a folder that save_pretrained wrote"
@@ -129,15 +158,30 @@ def _missing_config(folder: Path) -> str:
 def _fault_of_json(folder: Path) -> str:
     for path in sorted(folder.glob("*.json")):
         try:
-            json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             return f"{path.name} is not JSON ({error}): download it again"
+        if path.name in OBJECTS and not isinstance(content, dict):
+            return f"{path.name} is not an object: download it again"
+    return ""
+
+
+def _fault_of_tokenizer(folder: Path) -> str:
+    path = folder / "tokenizer.json"
+    try:
+        if path.is_file():
+            Tokenizer.from_file(str(path))
+    except Exception:  # the library raises no other class
+        return f"{path.name} cannot be read: download it again, or update it: pip install -U tokenizers"
     return ""
 
 
 def _fault_of_weights(folder: Path) -> str:
     for index in sorted(folder.glob("*.index.json")):
-        shards = set(json.loads(index.read_text()).get("weight_map", {}).values())
+        content = json.loads(index.read_text(encoding="utf-8"))
+        if not isinstance(content.get("weight_map"), dict) or "metadata" not in content:
+            return f"{index.name} has no weight_map and metadata: download it again"
+        shards = set(content["weight_map"].values())
         missing = sorted(shard for shard in shards if not (folder / shard).is_file())
         if missing:
             return f"{len(missing)} of {len(shards)} files of weights are missing ({missing[0]}): download them again"
@@ -151,7 +195,12 @@ def _fault_of_weights(folder: Path) -> str:
             is_pickle = file.read(1) == b"\x80"  # of torch < 1.6
         if not (is_pickle or zipfile.is_zipfile(path)):
             return f"{path.name} is truncated or corrupt: download it again"
-    if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")):
+    if not any((folder / file).is_file() for file in WEIGHT_FILES):
+        weights = sorted(path.name for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+        if any("-of-" in file for file in weights):
+            return f"the index of {weights[0]} is missing (model.safetensors.index.json): download it"
+        if weights:
+            return f"it has no model.safetensors, but {weights[0]}: rename it if these are the weights"
         others = sorted({OTHER_WEIGHTS[path.suffix] for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS})
         if others:
             return f"it has weights of {', '.join(others)} only: pass the encoder with model.safetensors"
@@ -173,13 +222,18 @@ def _fault_of_safetensors(path: Path) -> str:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             return "is corrupt: its header is not JSON"
     expected = 8 + length + max(ends, default=0)
-    return f"is truncated ({size:,} of {expected:,} bytes)" if size < expected else ""
+    kind = "is truncated" if size < expected else "is corrupt"
+    return "" if size == expected else f"{kind} ({size:,} of {expected:,} bytes)"
 
 
 def _fault_of_sentencepiece(folder: Path) -> str:
     files = (*TOKENIZER_FILES, "adapter_config.json")  # an adapter has the encoder's tokenizer
     if not any((folder / file).is_file() for file in files):
         return "it has no tokenizer files (tokenizer.json, vocab.txt, ...): copy those of the encoder into it"
+    if (folder / "vocab.json").is_file() and not any(
+        (folder / file).is_file() for file in ("merges.txt", "tokenizer.json")
+    ):
+        return "merges.txt is missing: copy it"
     for path in sorted(folder.glob("*.model")):
         with open(path, "rb") as file:
             if re.match(rb"[A-Za-z0-9+/]+=* \d+\n", file.readline(200)):
@@ -219,13 +273,13 @@ def _fault_of_hub(name: str, error: Exception) -> str:
 
 
 def _fault_of_config(folder: Path | None) -> str:
-    if folder is None:
+    if folder is None or not (folder / "config.json").is_file():
         return ""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        return "config.json is not an object: download it again"
     if config.get("auto_map"):
         return "it needs code from its repository (auto_map), which is never run: use an encoder of transformers"
+    if config.get("attn_implementation") or config.get("_attn_implementation"):
+        return "remove attn_implementation from config.json"
     if not config.get("model_type"):
         return "config.json names no model_type: add that of the architecture, such as bert"
     if config["model_type"] not in CONFIG_MAPPING:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from transformers import (
 from util import running_text
 from util.adapters import adapter_config, base_of, is_adapter, merged_weights
 from util.loading_errors import TOKENIZER_FILES, one_line_errors, placeholder
-from util.tokenizer import encode, special_tokens
-from util.vocabulary import check_rows, check_vocabulary, text_config
+from util.tokenizer import TRIAL, special_tokens
+from util.vocabulary import check_merges, check_rows, check_vocabulary, text_config
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # the packaged encoder's name on the Hub
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MISSING_SHARE = 1 / 3  # of the encoder's weights, above which the file is taken to be of another architecture
+SETTINGS = "tokenizer_config.json"
+NO_LIMIT = 10**30  # as transformers writes it
 DEFAULT_MAX_LENGTH = 512  # for encoders that name no limit (XLNet); it was pretrained on 512
 
 
@@ -52,15 +55,30 @@ def load_tokenizer(name: str):
         return load_tokenizer(base_of(name))
     with one_line_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    kind = type(tokenizer).__name__
     if not tokenizer.is_fast:
-        kind = type(tokenizer).__name__
         raise ValueError(f"{name}: a fast tokenizer is needed; a slow one ({kind}) has no word_ids")
     check_vocabulary(name, tokenizer)
-    with one_line_errors(name):  # some tokenizers do not accept words alone: LayoutLMv3 needs boxes
-        running_text.prepare(tokenizer)
-        special_tokens(tokenizer)
-        encode([running_text.TRIAL.split()], tokenizer)
+    _check_words(name, tokenizer)
+    running_text.prepare(tokenizer)
+    running_text.check_file(name, tokenizer)
+    check_merges(name, tokenizer)
     return tokenizer
+
+
+def _check_words(name: str, tokenizer) -> None:
+    """Makes model_max_length an int. Raises ValueError if no subword fits into it, or if words have no subwords."""
+    limit, kind = tokenizer.model_max_length, type(tokenizer).__name__
+    tokenizer.model_max_length = NO_LIMIT  # while it is used here
+    with one_line_errors(
+        name, f"{kind} does not tokenize words; correct its vocabulary, or tokenizer_class in {SETTINGS}"
+    ):
+        tokenizer([TRIAL.split()], is_split_into_words=True)  # fails for LUKE, LayoutLM, and without the unknown token
+        num_special = sum(map(len, special_tokens(tokenizer)))
+    if not isinstance(limit, (int, float)) or not limit >= num_special + 1:
+        reason = f"model_max_length {limit!r} leaves no room beside {num_special} special tokens"
+        raise ValueError(f"{name}: {reason}; correct it in {SETTINGS}")
+    tokenizer.model_max_length = int(min(limit, NO_LIMIT))
 
 
 def load_encoder(name: str | None, max_seq_length: int | None) -> tuple[str, PreTrainedTokenizerFast]:
@@ -97,7 +115,7 @@ def max_length(tokenizer, config) -> int:
     if (num_positions or -1) > 0:
         limits.append(num_positions)  # Nystromformer's table has two rows more than it reads tokens
     limit = min(limits)
-    return limit if limit < 1_000_000 else DEFAULT_MAX_LENGTH  # transformers writes 10**30 for "no limit"
+    return limit if limit < 1_000_000 else DEFAULT_MAX_LENGTH
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -124,6 +142,7 @@ def load_config(name: str, label_list: list[str] | None = None):
         raise ValueError(f"{name}: transformers has no token-classification head for {kind}; choose another encoder")
     if quantization:
         raise ValueError(f"{name}: its weights are quantized, and cannot be trained; use the encoder in 16 or 32 bits")
+    config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     return config
 
 
@@ -137,22 +156,17 @@ def load_encoder_model(name: str, config, log: Callable | None = None) -> PreTra
     """The weights of the encoder `name` with a head for the labels of `config`.
 
     A head that was trained for the same labels in the same order is kept. Any other head is drawn anew, even if its
-    size matches, since its rows mean other labels. Raises ValueError if the file is not of this architecture.
+    size matches, since its rows mean other labels.
     """
     saved = load_config(name)
-    model, not_loaded = _load(name, config)
+    model, not_loaded, further_layers = _load(name, config)
     head, encoder = _weights_by_part(model)
-    for weight, (file_shape, shape) in not_loaded.items():
-        if weight in encoder and file_shape:
-            raise ValueError(f"{name}: {weight} has shape {file_shape} in the file, and {shape} by config.json")
     missing = sorted(encoder & set(not_loaded))
-    if len(missing) > MISSING_SHARE * len(encoder):
-        share = f"{len(missing)} of {len(encoder)} weights of the encoder are missing ({missing[0]})"
-        raise ValueError(f"{name}: {share}: config.json ({config.model_type}) does not describe the file of weights")
     if log and any("pooler" not in weight for weight in missing):
-        log(
-            f"warning: {name}: {len(missing)} weights are not in the file and start at random: {', '.join(missing[:3])}"
-        )
+        first = ", ".join(missing[:3])
+        log(f"warning: {name}: {len(missing)} weights are not in the file and start at random: {first}")
+    if log and further_layers:
+        log(f"warning: {name}: {len(further_layers)} weights of the file are not used: {', '.join(further_layers[:3])}")
     is_tagger = any("ForTokenClassification" in architecture for architecture in saved.architectures or [])
     is_kept = is_tagger and _labels(saved) == _labels(config)
     if not is_kept and not head <= set(not_loaded):
@@ -163,12 +177,9 @@ def load_encoder_model(name: str, config, log: Callable | None = None) -> PreTra
 def load_trained_model(name: str) -> PreTrainedModel:
     """The model `name` with its trained head. Raises ValueError if the file lacks a weight."""
     config = load_config(name)
-    model, not_loaded = _load(name, config)
+    model, not_loaded, further_layers = _load(name, config)
     head, encoder = _weights_by_part(model)
-    for weight, (file_shape, shape) in not_loaded.items():
-        if file_shape:
-            raise ValueError(f"{name}: {weight} has shape {file_shape} in the file, and {shape} by config.json")
-    missing_head, missing = sorted(head & set(not_loaded)), sorted(encoder & set(not_loaded))
+    missing_head = sorted(weight for weight in head & set(not_loaded) if not_loaded[weight][0] is None)
     # The class that saved it. One that transformers does not have may be anyone's tagger.
     classes = [architecture for architecture in config.architectures or [] if hasattr(transformers, architecture)]
     is_other = bool(classes) and not any("ForTokenClassification" in architecture for architecture in classes)
@@ -176,15 +187,29 @@ def load_trained_model(name: str) -> PreTrainedModel:
         reason = f"{missing_head[0]} is missing" if missing_head else f"it is a {classes[0]}"
         remedy = f"train it first: python train.py --model_name_or_path {name}"
         raise ValueError(f"{name}: has no trained token-classification head ({reason}); {remedy}")
+    for weight, (file_shape, shape) in not_loaded.items():
+        if file_shape:
+            raise ValueError(f"{name}: {weight} has shape {file_shape} in the file, and {shape} by config.json")
+    if further_layers:
+        count = f"{len(further_layers)} weights of the file ({further_layers[0]})"
+        raise ValueError(
+            f"{name}: config.json describes a smaller encoder, without {count}; copy the whole folder again"
+        )
+    missing = sorted(encoder & set(not_loaded))
     if missing:
         raise ValueError(f"{name}: {len(missing)} weights are missing ({missing[0]}); copy the whole folder again")
     names = model.config.id2label
-    model.config.id2label = {i: names.get(i, f"LABEL_{i}") for i in range(model.config.num_labels)}
+    named = {i: names.get(i) for i in range(model.config.num_labels)}
+    model.config.id2label = {i: f"LABEL_{i}" if label is None else str(label) for i, label in named.items()}
     return model
 
 
-def _load(name: str, config) -> tuple[PreTrainedModel, dict[str, tuple]]:
-    """The model, and the weights that were not loaded: name -> (shape in the file or None, shape in the model)."""
+def _load(name: str, config) -> tuple[PreTrainedModel, dict[str, tuple], list[str]]:
+    """The model, the weights that were not loaded, and those of the file for layers that the model does not have.
+
+    Weights that were not loaded: name -> (shape in the file or None, shape in the model). Raises ValueError if the file
+    is not of this architecture.
+    """
     has_adapter = is_adapter(name)
     options = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with one_line_errors(name):
@@ -200,7 +225,18 @@ def _load(name: str, config) -> tuple[PreTrainedModel, dict[str, tuple]]:
     for weight, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(weight)
     not_loaded = [group for group in names.values() if all(weight in absent for weight in group)]
-    return model, {weight: absent[weight] for group in not_loaded for weight in group}
+    shapes = {weight: absent[weight] for group in not_loaded for weight in group}
+    _, encoder = _weights_by_part(model)
+    for weight, (file_shape, shape) in shapes.items():
+        if weight in encoder and file_shape:
+            raise ValueError(f"{name}: {weight} has shape {file_shape} in the file, and {shape} by config.json")
+    missing = sorted(encoder & set(shapes))
+    if len(missing) > MISSING_SHARE * len(encoder):
+        share = f"{len(missing)} of {len(encoder)} weights of the encoder are missing ({missing[0]})"
+        raise ValueError(f"{name}: {share}: config.json ({config.model_type}) does not describe the file of weights")
+    kinds = {re.sub(r"\d+", "N", weight) for weight in encoder}
+    further = sorted(weight for weight in info["unexpected_keys"] if re.sub(r"\d+", "N", weight) in kinds)
+    return model, shapes, further
 
 
 def _weights_by_part(model: PreTrainedModel) -> tuple[set[str], set[str]]:

@@ -4,16 +4,19 @@ Running text is the words of a sentence joined by one blank. util/tokenizer.py m
 """
 
 import tempfile
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
-from util.loading_errors import one_line_errors
+from util.loading_errors import folder_of, one_line_errors
 from util.tokenizer import TRIAL, encode
 
 NUM_SENTENCES, NUM_WORDS = 1000, 20_000  # of a corpus that are compared with running text
+CAPITALS = 0.05  # share of the subwords with capitals, above which a vocabulary is cased
 ENOUGH = 0.99  # share of words with the subwords of running text
 
 
@@ -32,6 +35,32 @@ def prepare(tokenizer) -> None:
             backend.post_processor.add_prefix_space = True
         # Classes such as RobertaTokenizer ignore the saved pre_tokenizer and make one from tokenizer_config.json.
         tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True
+
+
+def check_file(name: str, tokenizer) -> None:
+    """Raises ValueError if tokenizer.json describes another tokenizer than the one that was made from the folder.
+
+    Some classes take only the vocabulary from tokenizer.json, and the rest from tokenizer_config.json: BertTokenizer
+    lowercases where that file is missing. Where it is present, its settings count, and only few subwords may differ.
+    """
+    folder = folder_of(name)
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return
+    has_settings = (folder / "tokenizer_config.json").is_file()
+    ids = tokenizer(TRIAL, add_special_tokens=False, verbose=False)["input_ids"]
+    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    raw.no_padding()
+    raw.no_truncation()
+    in_file = raw.encode(TRIAL, add_special_tokens=False).ids
+    ids, in_file = (tokenizer.convert_ids_to_tokens(pieces) for pieces in (ids, in_file))
+    num_equal = sum((Counter(ids) & Counter(in_file)).values())
+    most = max(len(ids), len(in_file))
+    if num_equal < most / 2 or not has_settings and num_equal < most - 4:  # the first word may follow a blank
+        reason = (
+            f"{type(tokenizer).__name__} makes other subwords than tokenizer.json: {ids[4:12]}, not {in_file[4:12]}"
+        )
+        remedy = "correct tokenizer_class in" if has_settings else "copy"
+        raise ValueError(f"{name}: {reason}; {remedy} tokenizer_config.json")
 
 
 def check_reloaded(name: str, tokenizer, config) -> None:
@@ -106,7 +135,17 @@ def compare_sample(split, tokenizer) -> Comparison:
 
 
 def warn_of_other_subwords(split, tokenizer, log) -> None:
-    """Logs a warning if words of the corpus do not have the subwords that the encoder was pretrained on."""
+    """Logs a warning if words of the corpus do not have the subwords that the encoder was pretrained on.
+
+    Without tokenizer_config.json, BertTokenizer lowercases, also with the vocabulary of a cased encoder.
+    """
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    if normalizer and normalizer.normalize_str("A") == "a":
+        words = [token for token in tokenizer.get_vocab() if token not in tokenizer.all_special_tokens]
+        share = sum(token.lower() != token for token in words) / max(1, len(words))
+        if share > CAPITALS:
+            remedy = "if the encoder is cased, set do_lower_case to false in tokenizer_config.json"
+            log(f"warning: the tokenizer lowercases, but {share:.0%} of its vocabulary has capitals: {remedy}")
     found = compare_sample(split, tokenizer)
     if found.num_words and found.share < ENOUGH:
         log(

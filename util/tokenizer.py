@@ -19,6 +19,8 @@ def special_tokens(tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """The ids before and after a sentence. BERT: ([CLS], [SEP])."""
     encoding = tokenizer(["a"], is_split_into_words=True)
     is_word = [i for i, word in enumerate(encoding.word_ids()) if word is not None]
+    if not is_word:
+        raise ValueError("the tokenizer has no subword for the word a, and no unknown token")
     input_ids = np.asarray(encoding["input_ids"], np.int32)
     return input_ids[: is_word[0]], input_ids[is_word[-1] + 1 :]
 

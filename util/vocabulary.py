@@ -3,7 +3,10 @@
 import json
 
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import PreTrainedConfig
+
+from util.tokenizer import TRIAL
 
 
 def text_config(config):
@@ -21,12 +24,32 @@ def check_vocabulary(name: str, tokenizer) -> None:
         raise ValueError(f"{name}: {files}; copy those of the encoder into it")
 
 
+def check_merges(name: str, tokenizer) -> None:
+    """Raises ValueError if most of the vocabulary cannot be reached: words would be split into characters."""
+    if not isinstance(tokenizer.backend_tokenizer.model, BPE):
+        return
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    special = set(tokenizer.get_added_vocab())
+    num_merged = sum(len(token) > 1 and token[0] != "<" and token not in special for token in model["vocab"])
+    if len(model["merges"]) < num_merged / 2:  # each makes one subword of two
+        reason = f"{len(model['merges'])} merges for {num_merged} subwords: merges.txt is incomplete"
+        raise ValueError(f"{name}: the tokenizer has {reason}; download it again")
+
+
+def describe(tokenizer) -> list[int]:
+    """Tells a tokenizer from others. train.py saves it with the model."""
+    return tokenizer(TRIAL, verbose=False)["input_ids"]
+
+
 def check_rows(name: str, tokenizer, config) -> None:
-    """Raises ValueError if the tokenizer returns ids for which the encoder has no embedding.
+    """Raises ValueError if it is not the tokenizer of training, or returns ids for which the encoder has no embedding.
 
     Special tokens that were added and that no text is given, such as [MASK], are removed: a text that contains one of
     them is split like any other.
     """
+    trained = getattr(config, "trial_subwords", None)
+    if trained and trained != describe(tokenizer):
+        raise ValueError(f"{name}: its tokenizer is not the one that it was trained with; copy the files of train.py")
     num_rows = getattr(text_config(config), "vocab_size", None)
     backend = tokenizer.backend_tokenizer
     if not num_rows or backend.get_vocab_size() <= num_rows and max(backend.get_vocab().values()) < num_rows:
