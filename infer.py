@@ -65,7 +65,9 @@ class Tagger:
         precision = check_encoder(self.model, self.tokenizer, precision, modeling.make_autocast)
         self.autocast = modeling.make_autocast(precision, self.device)
         self.window_size = self.tokenizer.model_max_length
-        self.one_length = depends_on_padding(self.model, self.tokenizer)
+        # Of a model that was trained with longer windows, training has tried these.
+        depends = getattr(self.model.config, "depends_on_padding", False)
+        self.one_length = depends or depends_on_padding(self.model, self.tokenizer)
         self.special = special_tokens(self.tokenizer)  # the first use of a tokenizer changes it: before any thread does
         self.batch_size, self.stride = batch_size, stride
 

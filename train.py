@@ -284,7 +284,7 @@ def main() -> None:
     if device.type == "cpu":
         use_fast_dropout(raw_model)
         keep_freed_memory()
-    gradients_vary = freeze_unreached_parameters(raw_model, autocast, log)
+    gradients_vary = freeze_unreached_parameters(raw_model, tokenizer.model_max_length, autocast, log)
     # Embeddings of subwords that do not occur in training get no gradient. The saved model has all of them.
     train_used_embeddings(raw_model, np.append(train_set.token_ids, pad_values["input_ids"]))
     # Attach a head for an auxiliary loss here. The optimizer below holds the parameters that require a gradient now:

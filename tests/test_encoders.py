@@ -27,7 +27,7 @@ import data
 import infer
 import model as modeling
 import train as train_script
-from util.encoder_check import check_encoder
+from util.encoder_check import check_encoder, depends_on_padding
 from util.pretrained import load_encoder, load_tokenizer
 from util.unreached import freeze_unreached_parameters
 
@@ -47,7 +47,7 @@ REFUSED = {
 }
 IN_FP32 = {"big_bird", "deberta", "xmod"}  # which 16 bits do not work with
 CHOOSES = {"axk2"}  # its attention reads the words with the highest scores, and rounding decides between equal ones
-DEPENDS_ON_PADDING = {"convbert", "fnet", "funnel", "nystromformer", "yoso"}
+DEPENDS_ON_PADDING = {"big_bird", "convbert", "fnet", "funnel", "nystromformer", "yoso"}
 
 
 @pytest.fixture(scope="module")
@@ -364,11 +364,51 @@ def test_parameters_whose_gradient_depends_on_the_input_are_trained(encoders):
     )
     lines: list[str] = []
     autocast = modeling.make_autocast("fp32", torch.device("cpu"))
-    assert freeze_unreached_parameters(model, autocast, lines.append)
+    assert freeze_unreached_parameters(model, 128, autocast, lines.append)
     assert all(parameter.requires_grad for parameter in layer.parameters())
     assert lines == ["some parameters have a gradient for some inputs only: DDP looks for them at every step"]
     layer.forward = forward
-    assert not freeze_unreached_parameters(model, autocast, lines.append)
+    assert not freeze_unreached_parameters(model, 128, autocast, lines.append)
+
+
+@pytest.mark.parametrize("family, positions", [("bert", 32), ("roberta", 20), ("distilbert", 3)])
+def test_encoders_with_few_positions(family, positions, corpus, tmp_path):
+    encoder = write(family, tmp_path / "encoder", max_position_embeddings=positions)
+    done = call(train_script, *flags_for(corpus, encoder, tmp_path / "out", "fp32"))
+    assert done.code == 0, done.stderr
+    flags = ["--input_file", corpus["--test_file"], "--evaluate", "--precision", "fp32"]
+    assert f"loss {results(tmp_path / 'out')['test_loss']:.4f}" in call(infer, tmp_path / "out", *flags).stdout
+
+
+def test_settings_of_a_config_that_change_only_the_form_of_outputs(corpus, tokenizers_by_kind, tmp_path):
+    forms = {"return_dict": False, "output_hidden_states": True, "output_attentions": True}
+    for name, changes in {"plain": {}, "other": forms | {"chunk_size_feed_forward": 7}}.items():
+        encoder = encoder_families.write_encoder("bert", tmp_path / name, tokenizers_by_kind[False], **changes)
+        done = call(train_script, *flags_for(corpus, encoder, tmp_path / f"{name}.out", "fp32"))
+        assert done.code == 0, done.stderr
+    model = (tmp_path / "plain.out/model.safetensors").read_bytes()
+    assert (tmp_path / "other.out/model.safetensors").read_bytes() == model
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [1.5, 1.5, 8.0, 8.0]}
+
+
+@pytest.mark.parametrize(
+    "family, changes",
+    [
+        ("big_bird", {}),  # sparse attention from 57 subwords
+        ("llama", {"rope_parameters": LONGROPE | {"original_max_position_embeddings": 64}}),
+    ],
+)
+def test_long_windows_that_change_what_is_computed_for_short_ones(family, changes, tmp_path):
+    encoder = write(family, tmp_path / "encoder", **changes)
+    model = modeling.load_model(str(encoder), ["O", "B-X"]).eval()
+    tokenizer = load_tokenizer(str(encoder))
+    assert depends_on_padding(model, tokenizer)
+    assert not depends_on_padding(model, tokenizer, longest=50)  # of a corpus without longer ones
+    model.config.depends_on_padding = True
+    model.save_pretrained(encoder)
+    assert infer.Tagger(str(encoder)).one_length
 
 
 def test_batches_of_one_length():

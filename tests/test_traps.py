@@ -510,7 +510,7 @@ def test_what_is_frozen_is_logged_and_an_attached_head_is_not_frozen():
     model.auxiliary_head = nn.Linear(16, 2)
     model.train()
     lines = []
-    freeze_unreached_parameters(model, modeling.make_autocast("fp32", CPU), lines.append)
+    freeze_unreached_parameters(model, 64, modeling.make_autocast("fp32", CPU), lines.append)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert "transformer.mask_emb" in frozen and len(lines) == 1
     assert lines[0].startswith("frozen, since no logit depends on them: ")
@@ -521,7 +521,7 @@ def test_what_is_frozen_is_logged_and_an_attached_head_is_not_frozen():
 
 def test_nothing_is_logged_where_all_parameters_are_reached():
     lines = []
-    freeze_unreached_parameters(small_model(), modeling.make_autocast("fp32", CPU), lines.append)
+    freeze_unreached_parameters(small_model(), 64, modeling.make_autocast("fp32", CPU), lines.append)
     assert lines == []
 
 

@@ -22,7 +22,7 @@ from util.tokenizer import special_tokens
 
 FIRST_LENGTH = 1024  # of the longest window that is tried before the data are read
 SHORT_LENGTHS = (9, 23)  # of a padded batch
-PADDED_LENGTHS = (40, 53)  # of one whose logits are compared with those of its first sentence alone
+PADDED_LENGTHS = (40, 53)  # of one whose logits are compared with those of its first sentence alone; also the longest
 ROUNDING = 1e-4  # of logits in fp32, relative to the largest one; where logits depend on padding, 1e-3 and more
 FSDP_ROUNDING = 2e-2  # there may be no weights in fp32 to compute with
 
@@ -112,9 +112,9 @@ def _usable(model: PreTrainedModel, windows: Windows, longest: int, autocast, ba
 
 
 @torch.no_grad()
-def refuse_without_context(model: PreTrainedModel, windows: Windows) -> None:
+def refuse_without_context(model: PreTrainedModel, windows: Windows, length: int) -> None:
     """Raises ValueError if no logit depends on the other words: MRA attends to nothing without its CUDA kernel."""
-    batch = windows.batch([SHORT_LENGTHS[0]])
+    batch = windows.batch([length])
     changed = dict(batch, input_ids=batch["input_ids"].clone())
     position = len(windows.special[0])  # of the first subword
     other_subwords = windows.subwords[windows.subwords != changed["input_ids"][0, position]]
@@ -124,21 +124,28 @@ def refuse_without_context(model: PreTrainedModel, windows: Windows) -> None:
     first, second = (model(**to_device(inputs, model.device)).logits[0] for inputs in (batch, changed))
     others = torch.arange(len(first), device=first.device) != position
     # A head of zeros shows nothing.
-    if first.any() and torch.equal(first[others], second[others]):
+    if first.any() and others.any() and torch.equal(first[others], second[others]):
         raise ValueError(
             f"{type(model).__name__}: its logits do not depend on the other words of a sentence on this device"
         )
 
 
 @torch.no_grad()
-def depends_on_padding(model: PreTrainedModel, tokenizer) -> bool:
-    """Whether a sentence has other logits in a batch with a longer one: FNet, Funnel, YOSO and others."""
-    length, longest = np.minimum(PADDED_LENGTHS, (tokenizer.model_max_length - 1, tokenizer.model_max_length)).tolist()
-    batch = _windows(tokenizer).batch([length, longest])
-    alone = {name: values[:1, :length] for name, values in batch.items()}
-    padded, single = (model(**to_device(inputs, model.device)).logits[0, :length] for inputs in (batch, alone))
+def depends_on_padding(model: PreTrainedModel, tokenizer, longest: int = FIRST_LENGTH) -> bool:
+    """Whether a sentence has other logits in a batch with a longer one: FNet, Funnel, YOSO and others.
+
+    With one of `longest` subwords: BigBird's attention and the positions of LongRoPE are chosen by the longest one.
+    """
+    windows, limit = _windows(tokenizer), tokenizer.model_max_length
     rounding = FSDP_ROUNDING if isinstance(model, FSDPModule) else ROUNDING
-    return bool((padded - single).abs().max() > rounding * single.abs().max())
+    length = max(sum(map(len, windows.special)) + 1, min(PADDED_LENGTHS[0], limit - 1))
+    for padded_length in sorted({min(PADDED_LENGTHS[1], limit), min(longest, limit)}):
+        batch = windows.batch([length, max(length, padded_length)])
+        alone = {name: values[:1, :length] for name, values in batch.items()}
+        padded, single = (model(**to_device(inputs, model.device)).logits[0, :length] for inputs in (batch, alone))
+        if (padded - single).abs().max() > rounding * single.abs().max():
+            return True
+    return False
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -177,11 +184,12 @@ def check_encoder(
                 precision, found = "fp32", in_fp32
         fp32 = torch.autocast(model.device.type, enabled=False)
         reason = "" if found.longest else found.reason
-        reason = reason or _failure(model.eval(), windows.batch(SHORT_LENGTHS), fp32, backward=False)
+        lengths = np.minimum(SHORT_LENGTHS, found.longest).tolist()
+        reason = reason or _failure(model.eval(), windows.batch(lengths), fp32, backward=False)
         if reason:
             remedy = "; try a smaller --max_seq_length" if "device-side assert" in reason else ""  # of an index
             raise ValueError(f"{name} cannot be used: {reason}{remedy}")
-        refuse_without_context(model, windows)
+        refuse_without_context(model, windows, lengths[0])
     if found.longest < limit:
         if max_seq_length:
             raise ValueError(f"--max_seq_length {max_seq_length}: {name} reads {found.longest} subwords at most")
@@ -210,7 +218,7 @@ def check_windows(model: PreTrainedModel, tokenizer, splits: dict[str, Split], a
                 what = f"{name} with a window of {max(lengths)} subwords raises {reason}"
                 raise ValueError(f"{what}; use a smaller --max_seq_length or --precision fp32")
         model.eval()
-        if depends_on_padding(model, tokenizer):
+        if depends_on_padding(model, tokenizer, longest):
             model.config.depends_on_padding = True
             log(
                 f"warning: the logits of {name} depend on padding: training pads its batches, evaluation and infer.py "

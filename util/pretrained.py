@@ -137,6 +137,10 @@ def load_config(name: str, label_list: list[str] | None = None):
             config = AutoConfig.from_pretrained(name, trust_remote_code=False, **labels)
         has_head = type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
         quantization = getattr(config, "quantization_config", None)
+    # Outputs by name, and only logits. Chunks, which save memory, would have to divide every length.
+    config.update({"return_dict": True, "output_hidden_states": False, "output_attentions": False})
+    if getattr(config, "chunk_size_feed_forward", 0):
+        config.chunk_size_feed_forward = 0
     if not has_head:
         kind = config.model_type
         raise ValueError(f"{name}: transformers has no token-classification head for {kind}; choose another encoder")

@@ -19,7 +19,7 @@ def disable_layerdrop(model: PreTrainedModel, log) -> None:
     found = {}
     for holder in (model.config, *model.modules()):
         for name, value in vars(holder).items():
-            if LAYERDROP.fullmatch(name) and isinstance(value, float) and value > 0:
+            if LAYERDROP.fullmatch(name) and isinstance(value, (int, float)) and value > 0:
                 found[name] = value
                 setattr(holder, name, 0.0)
     for name, value in found.items():
@@ -35,7 +35,7 @@ def _has_gradient(model: PreTrainedModel, input_ids: torch.Tensor, autocast) -> 
     return names
 
 
-def unreached_parameters(model: PreTrainedModel, autocast) -> tuple[list[str], bool]:
+def unreached_parameters(model: PreTrainedModel, max_length: int, autocast) -> tuple[list[str], bool]:
     """Names of the encoder's parameters that no logit depends on, such as XLNet's mask_emb.
 
     Also returns whether the parameters with a gradient depend on the input, as
@@ -46,7 +46,7 @@ def unreached_parameters(model: PreTrainedModel, autocast) -> tuple[list[str], b
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(vocabulary)[torch.randperm(vocabulary, generator=torch.Generator().manual_seed(0))]
     rows = [torch.ones(1, 4, dtype=torch.long), ids[None, :64]]
-    reached = [_has_gradient(model, row, autocast) for row in rows]
+    reached = [_has_gradient(model, row[:, :max_length], autocast) for row in rows]
     encoder = {id(parameter) for parameter in model.base_model.parameters()}
     trained = [name for name, p in model.named_parameters() if p.requires_grad and id(p) in encoder]
     names = [name for name in trained if name not in set().union(*reached)]
@@ -54,13 +54,14 @@ def unreached_parameters(model: PreTrainedModel, autocast) -> tuple[list[str], b
     return names, any(one != reached[0] for one in reached)
 
 
-def freeze_unreached_parameters(model: PreTrainedModel, autocast, log) -> bool:
+def freeze_unreached_parameters(model: PreTrainedModel, max_length: int, autocast, log) -> bool:
     """Freezes the encoder's parameters that no logit depends on, since DDP would wait for their gradients.
 
     Parameters outside the encoder are not frozen: a head that is attached for an auxiliary loss is to be trained,
     although no logit depends on it. Returns whether DDP has to look for parameters without a gradient at every step.
+    max_length: of the windows, in subwords.
     """
-    names, varies = on_rank0(unreached_parameters, model, autocast)
+    names, varies = on_rank0(unreached_parameters, model, max_length, autocast)
     for name in names:
         model.get_parameter(name).requires_grad_(False)
     if names:
