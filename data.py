@@ -193,7 +193,8 @@ def tokenize(
     settings = {"label_list": label_list, "special": special, "size": size, "stride": stride, "iob1": iob1}
     settings["continuation"] = tag_schemes.continuation_ids(label_list) if label_all_tokens else None
     util = Path(__file__).parent / "util"
-    code = code_digest(Path(__file__), *(util / f"{name}.py" for name in ("tokenizer", "tag_schemes", "tag_spelling")))
+    used = ("tokenizer", "tag_schemes", "tag_spelling", "windows")
+    code = code_digest(Path(__file__), *(util / f"{name}.py" for name in used))
     key = Hasher.hash((sentences._fingerprint, tokenizer.backend_tokenizer.to_str(), settings, code))
     return Windows(map_in_parts(sentences, tokenize_batch, key, 1000, "tokenizing", tokenizer=tokenizer, **settings))
 
@@ -310,7 +311,8 @@ def eval_batches(lengths: np.ndarray, size: int, one_length: bool = False) -> li
     while start < len(order):
         longest = lengths[order[start]]
         rows = order[start : start + max(1, min(size, EVAL_TOKENS // longest))]
-        batches.append(rows[(1 if one_length else 2) * lengths[rows] >= longest])
+        shortest = longest if one_length else longest / 2
+        batches.append(rows[lengths[rows] >= shortest])
         start += len(batches[-1])
     return batches
 

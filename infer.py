@@ -33,14 +33,13 @@ from util.device import pick_device, synchronize, to_device
 from util.distributed import Ranks, exit_on_error, get_ranks, join_process_group, quiet
 from util.documents import Document, Tagged
 from util.encoder_check import check_encoder, depends_on_padding
-from util.pretrained import load_config, load_tokenizer, max_length
+from util.pretrained import load_tokenizer_of_model
 from util.run_dir import atomic_write_text, decided_scheme, is_file_of_run, read_settings
 from util.sources import open_file, read_source
 from util.tag_files import TagJob, tag_file, tag_stream, tagger_digest
 from util.tag_schemes import entity_spans, make_label_list
 from util.tag_spelling import canonical, check_same_spelling, entity_type, prefix
 from util.tokenizer import encode, special_tokens, subword_offsets
-from util.vocabulary import check_rows
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 
@@ -56,18 +55,15 @@ class Tagger:
 
     def __init__(self, model_name_or_path: str, batch_size=32, stride=64, precision="auto"):
         self.device = pick_device()
-        self.tokenizer = load_tokenizer(model_name_or_path)
-        check_rows(model_name_or_path, self.tokenizer, load_config(model_name_or_path))
+        self.tokenizer = load_tokenizer_of_model(model_name_or_path)
         self.model = modeling.from_pretrained(model_name_or_path).to(self.device).eval()
         id2label = self.model.config.id2label
         self.label_list = [id2label[i] for i in range(self.model.config.num_labels)]
-        self.tokenizer.model_max_length = max_length(self.tokenizer, self.model.config)
         precision = check_encoder(self.model, self.tokenizer, precision, modeling.make_autocast)
         self.autocast = modeling.make_autocast(precision, self.device)
         self.window_size = self.tokenizer.model_max_length
-        # Of a model that was trained with longer windows, training has tried these.
-        depends = getattr(self.model.config, "depends_on_padding", False)
-        self.one_length = depends or depends_on_padding(self.model, self.tokenizer)
+        depends = getattr(self.model.config, "depends_on_padding", None)  # as training has found
+        self.one_length = depends_on_padding(self.model, self.tokenizer) if depends is None else depends
         self.special = special_tokens(self.tokenizer)  # the first use of a tokenizer changes it: before any thread does
         self.batch_size, self.stride = batch_size, stride
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 import data
 import metrics
 import model as modeling
-from util import arguments, data_report, hub, report, run_dir, throughput
+from util import arguments, data_report, distributed, hub, report, run_dir, throughput
 from util.arguments import add_switch
 from util.checkpoint import find_run, forget_missing_model, load_checkpoint, save_checkpoint
 from util.code_digest import project_code_digest, warn_of_other_code
@@ -193,7 +193,8 @@ def save(args: argparse.Namespace, state: TrainState, model, optimizer, scaler, 
 
 def evaluate(model, split: data.Split, args: argparse.Namespace, pad_values: dict[str, int], autocast) -> tuple:
     """Returns the scores of a split, equal on all ranks, and on rank 0 its predicted ids and probabilities [W]."""
-    start, ranks, one_length = time.perf_counter(), get_ranks(), getattr(model.config, "depends_on_padding", False)
+    start, ranks = time.perf_counter(), get_ranks()
+    one_length = getattr(model.config, "depends_on_padding", False)
     exit_on_error.batch_flag = "--per_device_eval_batch_size"
     eval_pad_values = {name: pad_values[name] for name in ("input_ids", "labels")}  # no other columns of labels
     predictions = metrics.predict(
@@ -252,6 +253,7 @@ def main() -> None:
     # ---- process group, and what --output_dir holds: rank 0 looks and tells the others, which may not share its disk
     if ranks.world_size > 1 or args.fsdp:
         join_process_group(ranks, COLLECTIVE_TIMEOUT)
+        distributed.refuse_different(precision=precision, max_seq_length=tokenizer.model_max_length)
     plan = make_plan(args, len(train_set.windows), ranks.world_size, BENCHMARK_WARMUP_STEPS)
     fingerprint = fingerprint_of(splits) | {"global batch size": plan.global_batch_size}
     finished, checkpoint = None, None

@@ -14,23 +14,24 @@ def choose_attention_by_length(model: PreTrainedModel) -> None:
     config = model.config
     if getattr(config, "attention_type", None) != "block_sparse" or not hasattr(model.base_model, "set_attention_type"):
         return
-    variants: list[tuple[nn.Module, dict[str, nn.Module]]] = []  # both share the weights of their layer
     for module in model.modules():
         if hasattr(module, "set_attention_type") and hasattr(module, "self"):
-            both = {"block_sparse": module.self}
+            variants = {"block_sparse": module.self}
             with torch.device("meta"):  # new weights are not drawn, since those of the layer replace them
                 module.set_attention_type("original_full")
-            variants.append((module, both | {"original_full": module.self}))
-    switched = [module for module in model.modules() if hasattr(module, "attention_type")]
+            variants["original_full"] = module.self
+            module.attention_variants = variants  # a dict: the weights, which both share, keep their names
+    model.base_model.register_forward_pre_hook(_choose_attention, with_kwargs=True)
 
-    def choose(encoder: nn.Module, args: tuple, kwargs: dict) -> None:
-        inputs = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs_embeds"))
-        # The limit is that of BigBirdModel.forward.
-        is_short = inputs.shape[1] <= (5 + 2 * config.num_random_blocks) * config.block_size
-        chosen = "original_full" if is_short else "block_sparse"
-        for module in switched:
+
+def _choose_attention(encoder: nn.Module, args: tuple, kwargs: dict) -> None:
+    config = encoder.config
+    inputs = kwargs.get("input_ids", args[0] if args else kwargs.get("inputs_embeds"))
+    # The limit is that of BigBirdModel.forward.
+    is_short = inputs.shape[1] <= (5 + 2 * config.num_random_blocks) * config.block_size
+    chosen = "original_full" if is_short else "block_sparse"
+    for module in encoder.modules():
+        if hasattr(module, "attention_type"):
             module.attention_type = chosen
-        for module, both in variants:
-            module.self = both[chosen].train(module.training)
-
-    model.base_model.register_forward_pre_hook(choose, with_kwargs=True)
+        if hasattr(module, "attention_variants"):
+            module.self = module.attention_variants[chosen].train(module.training)

@@ -112,6 +112,18 @@ def broadcast(value):
     return on_rank0(lambda: value)
 
 
+def refuse_different(**values) -> None:
+    """Raises ValueError on all ranks if they have different values: they would wait for each other."""
+    if not dist.is_initialized():
+        return
+    of_ranks: list = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, values)
+    for name, value in values.items():
+        found = [of_rank[name] for of_rank in of_ranks]
+        if any(other != value for other in found):
+            raise ValueError(f"--{name} has to be given: the ranks chose {', '.join(map(str, found))}")
+
+
 def all_reduce_sum(values: list, device: torch.device) -> list[float]:
     """Sums numbers, or tensors of one element, over the ranks. Synchronizes with the device."""
     sums = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in values])
@@ -195,9 +207,9 @@ class _ExitOnError:
                     text = f"{error.filename}: {error.strerror}"
                 print(f"error: {' '.join(text.split())}" + (f" (rank {rank})" if rank else ""), file=sys.stderr)
                 raise SystemExit(self.code) from None
-            except torch.OutOfMemoryError as error:
+            except (torch.OutOfMemoryError, MemoryError) as error:
                 # "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
-                reason = str(error).partition(" GPU ")[0].partition("\n")[0]
+                reason = str(error).partition(" GPU ")[0].partition("\n")[0] or "out of memory."
                 print(f"error: {reason} Use a smaller {self.batch_flag}", file=sys.stderr)
                 raise SystemExit(self.code) from None
             except RuntimeError as error:

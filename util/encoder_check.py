@@ -1,7 +1,7 @@
 """Passes through an encoder before a run: does it work on this device, in this precision, with windows of this length?
 
-Each answer is measured, since lists of names and versions go out of date. The passes use a model of their own, or one
-whose state is not trained, so that nothing in the trained model changes.
+Each answer is measured, since lists of names and versions go out of date. check_encoder uses a model that is then
+thrown away. check_windows uses the one that is trained, and restores the state of the random numbers.
 """
 
 import sys
@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from util.device import pick_precision, to_device
+from util.distributed import all_reduce_sum, broadcast
 from util.partial_embedding import trained_token_ids
 from util.sharding import local_tensor
 from util.split import Split
@@ -68,16 +69,19 @@ def _failure(model: PreTrainedModel, batch: dict, autocast, backward: bool) -> s
         if backward:
             logits.float().square().mean().backward()
             results += [local_tensor(p.grad) for p in model.parameters() if p.grad is not None]
-        finite = torch.stack([result.isfinite().all() for result in results])
+        finite = torch.stack([result.isfinite().all() for result in results]).tolist()  # a GPU raises its errors here
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever an encoder or a kernel raises
-        return f"{type(error).__name__}: {' '.join(str(error).split())[-200:]}"
+        text = " ".join(str(error).split())
+        if "can't allocate memory" in text:  # a CPU without memory raises RuntimeError
+            raise MemoryError(text[-200:]) from None
+        return f"{type(error).__name__}: {text[-200:]}"
     finally:
         model.zero_grad(set_to_none=True)
     if not finite[0]:
         return "its logits are not finite"
-    return "" if finite.all() else "its gradients are not finite"
+    return "" if all(finite) else "its gradients are not finite"
 
 
 class _Usable(NamedTuple):
@@ -179,8 +183,8 @@ def check_encoder(
             in_fp32 = usable("fp32")
             if in_fp32.longest > found.longest:
                 if requested != "auto":
-                    raise ValueError(f"--precision {precision}: {name} raises {found.reason}; use --precision fp32")
-                log(f"warning: computing in fp32, since {name} in {precision} raises {found.reason}")
+                    raise ValueError(f"--precision {precision}: {name} fails: {found.reason}; use --precision fp32")
+                log(f"warning: computing in fp32, since {name} fails in {precision}: {found.reason}")
                 precision, found = "fp32", in_fp32
         fp32 = torch.autocast(model.device.type, enabled=False)
         reason = "" if found.longest else found.reason
@@ -193,7 +197,7 @@ def check_encoder(
     if found.longest < limit:
         if max_seq_length:
             raise ValueError(f"--max_seq_length {max_seq_length}: {name} reads {found.longest} subwords at most")
-        log(f"windows have {found.longest} subwords, since {name} with {limit} raises {found.reason}")
+        log(f"windows have {found.longest} subwords, since {name} fails with {limit}: {found.reason}")
         tokenizer.model_max_length = found.longest
     return precision
 
@@ -214,12 +218,13 @@ def check_windows(model: PreTrainedModel, tokenizer, splits: dict[str, Split], a
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         for lengths in all_lengths:
             reason = _failure(model, windows.batch(lengths), autocast, backward=True)
-            if reason:
-                what = f"{name} with a window of {max(lengths)} subwords raises {reason}"
+            (num_failed,) = all_reduce_sum([float(bool(reason))], model.device)
+            if num_failed:
+                what = f"{name} fails with a window of {max(lengths)} subwords: {reason or 'on another rank'}"
                 raise ValueError(f"{what}; use a smaller --max_seq_length or --precision fp32")
         model.eval()
-        if depends_on_padding(model, tokenizer, longest):
-            model.config.depends_on_padding = True
+        model.config.depends_on_padding = broadcast(depends_on_padding(model, tokenizer, longest))  # also for infer.py
+        if model.config.depends_on_padding:
             log(
                 f"warning: the logits of {name} depend on padding: training pads its batches, evaluation and infer.py "
                 "use batches of windows of one length"

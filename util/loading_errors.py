@@ -29,11 +29,13 @@ OBJECTS = (  # files that hold a JSON object
     "adapter_config.json", "vocab.json", "model.safetensors.index.json", "pytorch_model.bin.index.json",
 )  # fmt: skip
 PACKAGES = {"sentence_piece": "sentencepiece", "mecab": "fugashi", "MeCab": "fugashi", "sklearn": "scikit-learn"}
-PACKAGE_PATTERNS = (  # of a message that names a missing package
-    r"pip install (?:-U |--upgrade )?[`'\"]?([\w.-]+)",
+INSTALL_PATTERN = r"pip install (?:-U |--upgrade )?[`'\"]?([\w.-]+)"
+OTHER_PATTERNS = (INSTALL_PATTERN, r"[`'\"]([\w-]+)[`'\"] is required to")  # of the message of another error
+PACKAGE_PATTERNS = (  # of the message of an ImportError
+    INSTALL_PATTERN,
     r"No module named '([\w-]+)",
     r"requires (?:the )?[`'\"]?([\w-]+)[`'\"]? (?:library|package|to be installed)",
-    r"[Ii]nstall [`'\"]?([\w-]+)[`'\"]?",
+    r"[Ii]nstall [`'\"]?(?!(?:the|a|an|it|them|this|from|with)\b)([\w-]+)[`'\"]?",
     r"[`'\"]([\w-]+)[`'\"]? is required",
     r"import of ([\w-]+) halted",
     r"([\w-]+) is required",
@@ -44,20 +46,21 @@ PACKAGE_PATTERNS = (  # of a message that names a missing package
 def one_line_errors(name: str, remedy: str = ""):
     """Every exception of the block -> ValueError "NAME: cannot be loaded: CLASS: the library's last line; what to do".
 
-    Signals and a lack of memory are not errors of the encoder: they pass.
+    Signals and a lack of memory are not errors of the encoder: they pass. BaseException: a panic of the tokenizers
+    library is no Exception.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (MemoryError, torch.OutOfMemoryError):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
         reason = f"{type(error).__name__}: {_last_line(error)}"
         raise ValueError(f"{name}: cannot be loaded: {reason}; {remedy or _what_to_do(name, error)}") from None
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
     """The last line of a message that has words. Tables and colours of terminals are left out."""
     lines = [" ".join(re.sub(r"\x1b\[[\d;]*m", "", line).split()) for line in str(error).splitlines()]
     lines = [line for line in lines if re.search(r"\w", line)]
@@ -68,7 +71,7 @@ def _last_line(error: Exception) -> str:
 # What to do: from the files first, since a library's message often describes a consequence
 
 
-def _what_to_do(name: str, error: Exception) -> str:
+def _what_to_do(name: str, error: BaseException) -> str:
     remedy = ""
     with contextlib.suppress(Exception):  # of files that are not even read: the error itself is reported
         folder = folder_of(name)
@@ -249,17 +252,17 @@ def _fault_of_sentencepiece(folder: Path) -> str:
     return ""
 
 
-def _missing_package(error: Exception) -> str:
-    text = str(error)
-    for pattern in PACKAGE_PATTERNS:
-        match = re.search(pattern, text)
-        if match and (isinstance(error, ImportError) or "install" in text or "required" in text):
+def _missing_package(error: BaseException) -> str:
+    patterns = PACKAGE_PATTERNS if isinstance(error, ImportError) else OTHER_PATTERNS
+    for pattern in patterns:
+        match = re.search(pattern, str(error))
+        if match:
             package = match[1].rstrip(".")
             return f"pip install {PACKAGES.get(package, package)}"
     return ""
 
 
-def _fault_of_hub(name: str, error: Exception) -> str:
+def _fault_of_hub(name: str, error: BaseException) -> str:
     text = f"{type(error).__name__} {error} {error.__cause__!r}"
     if "gated" in text.lower():
         return f"accept its conditions on https://huggingface.co/{name}, then log in: hf auth login"

@@ -81,6 +81,14 @@ def _check_words(name: str, tokenizer) -> None:
     tokenizer.model_max_length = int(min(limit, NO_LIMIT))
 
 
+def load_tokenizer_of_model(name: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of the model `name`. tokenizer.model_max_length is the longest input of both."""
+    tokenizer, config = load_tokenizer(name), load_config(name)
+    check_rows(name, tokenizer, config)
+    tokenizer.model_max_length = max_length(tokenizer, config)
+    return tokenizer
+
+
 def load_encoder(name: str | None, max_seq_length: int | None) -> tuple[str, PreTrainedTokenizerFast]:
     """Returns the name of the encoder and its tokenizer. tokenizer.model_max_length is the size of a window.
 
@@ -88,11 +96,9 @@ def load_encoder(name: str | None, max_seq_length: int | None) -> tuple[str, Pre
     above the encoder's limit.
     """
     name = name or packaged_encoder()
-    tokenizer = load_tokenizer(name)
-    config = load_config(name)
-    check_rows(name, tokenizer, config)
-    running_text.check_reloaded(name, tokenizer, config)
-    limit = max_length(tokenizer, config)
+    tokenizer = load_tokenizer_of_model(name)
+    running_text.check_reloaded(name, tokenizer, load_config(name))
+    limit = tokenizer.model_max_length
     if max_seq_length and max_seq_length > limit:
         raise ValueError(f"--max_seq_length {max_seq_length}: this encoder reads {limit} subwords at most")
     tokenizer.model_max_length = max_seq_length or limit

@@ -89,37 +89,44 @@ def _parse_chunk(job: TagJob, chunk: list[RawDocument]) -> tuple[list[Document],
     return documents, bad_lines
 
 
+class _StopRequest:
+    """A handler of signals: the first one that arrives during a write waits for its end, so that no document is cut."""
+
+    def __init__(self):
+        self.number = 0  # of the signal that waits
+        self.is_writing = False
+
+    def __call__(self, number, frame) -> None:
+        if not self.is_writing or self.number:
+            raise SystemExit(128 + number)
+        self.number = number
+
+    def write(self, text: str) -> None:
+        self.is_writing = True
+        try:
+            print(text, end="", flush=True)
+        finally:
+            self.is_writing = False
+        if self.number:
+            raise SystemExit(128 + self.number)
+
+
 def tag_stream(job: TagJob) -> None:
     """Tags to standard output, one chunk at a time. After an error or a signal, a page still gets its closing tags."""
-    handlers = {number: signal.signal(number, _exit) for number in _STOP_SIGNALS}
+    stop = _StopRequest()
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         try:
-            _write(job.page_start())
+            stop.write(job.page_start())
             for chunk in job.input.chunks():
-                _write(tag_chunk(job, chunk).text)
+                stop.write(tag_chunk(job, chunk).text)
         finally:
-            _write(job.page_end())
+            stop.write(job.page_end())
     except BrokenPipeError:  # infer.py ... | head: the rest of the buffer is discarded
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def _exit(number, frame) -> None:
-    raise SystemExit(128 + number)
-
-
-def _write(text: str) -> None:
-    """Writes the whole text before a signal ends the process, so that no document is cut."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-    try:
-        print(text, end="", flush=True)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ def _has_gradient(model: PreTrainedModel, input_ids: torch.Tensor, autocast) -> 
 def unreached_parameters(model: PreTrainedModel, max_length: int, autocast) -> tuple[list[str], bool]:
     """Names of the encoder's parameters that no logit depends on, such as XLNet's mask_emb.
 
-    Also returns whether the parameters with a gradient depend on the input, as
-    with experts that get no subword of a short batch.
+    Also returns whether the parameters with a gradient depend on the input, as for experts that get no subword of a
+    short batch. Then no names are returned: any parameter may get a gradient from another input.
     """
     was_training = model.training
     model.eval()
@@ -49,9 +49,10 @@ def unreached_parameters(model: PreTrainedModel, max_length: int, autocast) -> t
     reached = [_has_gradient(model, row[:, :max_length], autocast) for row in rows]
     encoder = {id(parameter) for parameter in model.base_model.parameters()}
     trained = [name for name, p in model.named_parameters() if p.requires_grad and id(p) in encoder]
-    names = [name for name in trained if name not in set().union(*reached)]
     model.train(was_training)
-    return names, any(one != reached[0] for one in reached)
+    if reached[0] != reached[1]:
+        return [], True
+    return [name for name in trained if name not in reached[0]], False
 
 
 def freeze_unreached_parameters(model: PreTrainedModel, max_length: int, autocast, log) -> bool:
