@@ -16,6 +16,7 @@ import encoder_families
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 from conftest import ROOT, byte_level_bpe, flat, read, results, run, weights, word_piece
 from copies import KILL, Project
@@ -27,6 +28,7 @@ import data
 import infer
 import model as modeling
 import train as train_script
+from util.distributed import refuse_different
 from util.encoder_check import check_encoder, depends_on_padding
 from util.pretrained import load_encoder, load_tokenizer
 from util.unreached import freeze_unreached_parameters
@@ -411,6 +413,18 @@ def test_long_windows_that_change_what_is_computed_for_short_ones(family, change
     model.config.depends_on_padding = True
     model.save_pretrained(encoder)
     assert infer.Tagger(str(encoder)).one_length
+
+
+def choose(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    refuse_different(precision="bf16", max_seq_length=128)
+    with pytest.raises(ValueError, match="^--precision has to be given: the ranks chose bf16, fp32$"):
+        refuse_different(max_seq_length=128, precision=["bf16", "fp32"][rank])
+    dist.destroy_process_group()
+
+
+def test_ranks_that_choose_differently_are_refused(tmp_path):
+    torch.multiprocessing.spawn(choose, args=(str(tmp_path),), nprocs=2)
 
 
 def test_batches_of_one_length():

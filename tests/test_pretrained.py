@@ -242,6 +242,8 @@ def test_a_checkpoint_to_resume_from_is_no_model(tmp_path):
         (ImportError("4-bit requires bitsandbytes: `pip install -U bitsandbytes>=0.46.1`"), "install bitsandbytes"),
         (ValueError("`tiktoken` is required to read a `tiktoken` file."), "pip install tiktoken"),
         (KeyError("foo"), "check that it is a complete encoder"),
+        (ValueError("hidden_size is required"), "check that it is a complete encoder"),
+        (ImportError("Please install the newest version of `foo`"), "check that it is a complete encoder"),
         (RuntimeError("a table\n\x1b[1m key | status \x1b[0m\n-----+----\n"), "RuntimeError: key | status; check"),
         (OSError(), "OSError: no message; check"),
         (OSError("X is a gated repo. Access is restricted"), "accept its conditions on https://huggingface.co/x/y"),
@@ -253,6 +255,14 @@ def test_any_exception_becomes_one_line_that_says_what_to_do(error, remedy):
     text = str(raised.value)
     assert text.startswith(f"x/y: cannot be loaded: {type(error).__name__}: ")
     assert remedy in text and "\n" not in text
+
+
+def test_a_panic_of_the_tokenizers_library_is_one_line(folder):
+    """It is no Exception. Rust prints a trace of its own on the descriptor of stderr."""
+    edit(folder / TOKENIZER, normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+    with pytest.raises(ValueError, match="cannot be loaded: PanicException: ") as raised:
+        load_tokenizer(str(folder))
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError, torch.OutOfMemoryError])

@@ -73,7 +73,7 @@ def _last_line(error: BaseException) -> str:
 
 def _what_to_do(name: str, error: BaseException) -> str:
     remedy = ""
-    with contextlib.suppress(Exception):  # of files that are not even read: the error itself is reported
+    with contextlib.suppress(Exception, type(error)):  # files that cannot be read: the error itself is reported
         folder = folder_of(name)
         if isinstance(error, ImportError):
             remedy = _missing_package(error)
