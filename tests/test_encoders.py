@@ -202,8 +202,8 @@ INTRO = f"""# Encoders
 every family in transformers' `MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING`, with a tiny configuration and random weights,
 on a CPU, in fp32 and in bf16:
 
-- five steps, and the same run killed and resumed: equal byte for byte;
-- on two ranks in fp32, equal to one rank up to rounding; killed and resumed there: equal byte for byte;
+- five steps; the same run, resumed from the files that a kill after the third step leaves: equal byte for byte;
+- on two ranks in fp32: equal to one rank up to rounding, and resumed there in the same way: equal byte for byte;
 - the scores of the test set by `infer.py`, equal to those of training;
 - the scores of every subword by transformers' pipeline, equal to those of `infer.py`.
 
