@@ -28,7 +28,7 @@ import infer
 import model as modeling
 import train as train_script
 from util.encoder_check import check_encoder, depends_on_padding
-from util.pretrained import load_encoder, load_tokenizer
+from util.pretrained import encoder_layers, load_encoder, load_tokenizer
 from util.unreached import freeze_unreached_parameters
 
 REPRESENTATIVES = (
@@ -409,6 +409,15 @@ def test_long_windows_that_change_what_is_computed_for_short_ones(family, change
     model.config.depends_on_padding = True
     model.save_pretrained(encoder)
     assert infer.Tagger(str(encoder)).one_length
+
+
+def test_an_empty_share_of_a_batch_and_the_layers_that_are_sharded(tmp_path):
+    """Funnel reads three subwords or more, and holds its layers in lists of lists."""
+    model = modeling.load_model(str(write("funnel", tmp_path / "encoder")), ["O", "B-X"])
+    batch = data.collate([], {"input_ids": model.config.pad_token_id, "labels": data.IGNORED})
+    inputs, labels = data.split_labels(batch)
+    assert modeling.token_loss(model(**inputs).logits, labels["labels"]).item() == 0
+    assert [type(layer).__name__ for layer in encoder_layers(model)] == ["FunnelLayer"] * 2
 
 
 def test_batches_of_one_length():

@@ -209,7 +209,8 @@ def check_windows(model: PreTrainedModel, tokenizer, splits: dict[str, Split], a
             reason = _failure(model, windows.batch(lengths), autocast, backward=True)
             if reason:
                 what = f"{name} with a window of {max(lengths)} subwords raises {reason}"
-                raise ValueError(f"{what}; use a smaller --max_seq_length or --precision fp32")
+                other = ", or no --fsdp" if isinstance(model, FSDPModule) else ""
+                raise ValueError(f"{what}; use a smaller --max_seq_length or --precision fp32{other}")
         model.eval()
         if depends_on_padding(model, tokenizer, longest):
             model.config.depends_on_padding = True
