@@ -246,10 +246,11 @@ def tokenize_batch(
 def collate(features: list[dict[str, np.ndarray]], pad_values: dict[str, int]) -> dict[str, torch.Tensor]:
     """Windows of unequal length -> input_ids, attention_mask, labels [B, L], padded on the right to the longest.
 
-    No windows at all (the share of a rank in a short last batch) give one row of padding, which has no label.
+    No windows at all (the share of a rank in a short last batch) give one row of padding, which has no label. It is
+    as long as a word between two special tokens: Funnel reads no less.
     """
     if not features:
-        features = [{name: np.array([value]) for name, value in pad_values.items()}]
+        features = [{name: np.full(3, value) for name, value in pad_values.items()}]
     lengths = np.array([len(feature["input_ids"]) for feature in features])
     inside = np.arange(lengths.max()) < lengths[:, None]  # [B, L]
     batch = {"attention_mask": inside.astype(np.int64)}

@@ -64,13 +64,13 @@ def predict(
     None. The only collective is the gather at the end, except under FSDP. The host waits twice for a GPU.
     """
     model.eval()
-    my_batches = list(batches[rank::world_size])
+    my_batches = passes = list(batches[rank::world_size])
     is_sharded = isinstance(model, FSDPModule)
     if is_sharded:  # every forward pass is a collective: all ranks must make the same number
         most = -(-len(batches) // world_size)
-        my_batches += [np.empty(0, int)] * (most - len(my_batches))
-    loader = DataLoader(windows, batch_sampler=my_batches, collate_fn=collate)
-    words = [predict_batch(model, batch, autocast, token_loss) for batch in loader]
+        passes = my_batches + [batches[0][:1]] * (most - len(my_batches))
+    loader = DataLoader(windows, batch_sampler=passes, collate_fn=collate)
+    words = [predict_batch(model, batch, autocast, token_loss) for batch in loader][: len(my_batches)]
     synchronize(model.device)
     if not is_sharded:  # FSDP has no fp32 weights to compute with
         predict_ties_again(model, windows, my_batches, words, collate, token_loss)

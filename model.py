@@ -25,7 +25,7 @@ from util.device import pick_precision
 from util.distributed import on_rank0
 from util.encoder_check import check_encoder
 from util.partial_embedding import merge_embeddings
-from util.pretrained import load_config, load_encoder_model, load_trained_model, new_model
+from util.pretrained import encoder_layers, load_config, load_encoder_model, load_trained_model, new_model
 from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_rank0, tie_parameters, tied_parameters
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -129,10 +129,7 @@ def shard(model: PreTrainedModel, precision: str, device: torch.device) -> None:
         "mesh": init_device_mesh(device.type, (dist.get_world_size(),)),
         "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32),
     }
-    # The encoder's layers are the module list with the most parameters.
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    layers = max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()), default=[])
-    for layer in layers:
+    for layer in encoder_layers(model):
         fully_shard(layer, **options)
     fully_shard(model, **options)
     model.to_empty(device=device)

@@ -307,7 +307,7 @@ def test_collate_pads_to_the_longest_of_the_batch():
 
 def test_collate_without_features_makes_a_row_without_labels():
     batch = data.collate([], {"input_ids": 0, "labels": -100})
-    assert batch["input_ids"].tolist() == [[0]] and batch["labels"].tolist() == [[-100]]
+    assert batch["input_ids"].tolist() == [[0] * 3] and batch["labels"].tolist() == [[-100] * 3]
 
 
 @pytest.mark.parametrize("group_by_length", [False, True])

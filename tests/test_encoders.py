@@ -30,7 +30,7 @@ import model as modeling
 import train as train_script
 from util.distributed import refuse_different
 from util.encoder_check import check_encoder, depends_on_padding
-from util.pretrained import load_encoder, load_tokenizer
+from util.pretrained import encoder_layers, load_encoder, load_tokenizer
 from util.unreached import freeze_unreached_parameters
 
 REPRESENTATIVES = (
@@ -425,6 +425,15 @@ def choose(rank: int, folder: str) -> None:
 
 def test_ranks_that_choose_differently_are_refused(tmp_path):
     torch.multiprocessing.spawn(choose, args=(str(tmp_path),), nprocs=2)
+
+
+def test_an_empty_share_of_a_batch_and_the_layers_that_are_sharded(tmp_path):
+    """Funnel reads three subwords or more, and holds its layers in lists of lists."""
+    model = modeling.load_model(str(write("funnel", tmp_path / "encoder")), ["O", "B-X"])
+    batch = data.collate([], {"input_ids": model.config.pad_token_id, "labels": data.IGNORED})
+    inputs, labels = data.split_labels(batch)
+    assert modeling.token_loss(model(**inputs).logits, labels["labels"]).item() == 0
+    assert [type(layer).__name__ for layer in encoder_layers(model)] == ["FunnelLayer"] * 2
 
 
 def test_batches_of_one_length():

@@ -125,6 +125,16 @@ STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
             pad_token_id=0, cls_token_id=2, sep_token_id=3, **SMALL
         ),  # buffers: rotary angles
         transformers.XLNetConfig(d_model=32, n_layer=2, n_head=2, d_inner=64, dropout=0.0),  # unreached parameters
+        transformers.FunnelConfig(  # layers in lists of lists; batches of one length, whose number is odd
+            block_sizes=[1, 1],
+            d_model=32,
+            n_head=4,
+            d_head=8,
+            d_inner=64,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            architectures=[],
+        ),
     ],
     ids=lambda config: config.model_type,
 )
@@ -136,7 +146,9 @@ def test_other_architectures_are_sharded_with_the_result_of_ddp(config, corpus, 
     tokenizer.save_pretrained(tmp_path / "encoder")
     ran = [launch(tmp_path / f"{i}", flags, corpus, tmp_path / "encoder") for i, flags in enumerate(([], ["--fsdp"]))]
     assert max(abs(a - b) for a, b in zip(*(one.losses for one in ran))) < 1e-4
-    same(weights(ran[0].folder), weights(ran[1].folder), 1e-4)
+    # The gradient of a bias of the keys is rounding error alone, of which AdamW makes steps of full size.
+    trained = [{name: w for name, w in weights(one.folder).items() if "k_head.bias" not in name} for one in ran]
+    same(*trained, 1e-4)
 
 
 def test_fsdp_needs_torchrun(corpus, still, tmp_path, capsys):

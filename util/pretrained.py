@@ -257,6 +257,13 @@ def _weights_by_part(model: PreTrainedModel) -> tuple[set[str], set[str]]:
     return {name for name, _ in named} - encoder, encoder
 
 
+def encoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The modules of the list with the most parameters. Funnel's holds lists of layers, which have no forward()."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    largest = max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()), default=[])
+    return [layer for item in largest for layer in (item if isinstance(item, torch.nn.ModuleList) else [item])]
+
+
 def _labels(config) -> list[str]:
     return [config.id2label[i] for i in sorted(config.id2label)]
 
