@@ -25,7 +25,7 @@ from util.device import pick_precision
 from util.distributed import on_rank0
 from util.encoder_check import check_encoder
 from util.partial_embedding import merge_embeddings
-from util.pretrained import encoder_layers, load_config, load_encoder_model, load_trained_model, new_model
+from util.pretrained import encoder_layers, labels_of, load_config, load_encoder_model, load_trained_model, new_model
 from util.sharding import gather_on_rank0, parameters_and_buffers, send_from_rank0, tie_parameters, tied_parameters
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def check_precision(name: str, tokenizer, args, device: torch.device, log) -> st
     """--precision, or fp32 where the encoder `name` does not work in 16 bits. Errors are those of check_encoder."""
     if args.fsdp:  # no single device may hold the model: check_windows tries it once it is sharded
         return pick_precision(args.precision, device)
-    model = load_model(name, ["O", "B-X"], args.gradient_checkpointing, log=log)  # with any head
+    model = load_model(name, labels_of(load_config(name)), args.gradient_checkpointing, log=log)
     model.to(device).train()
     return check_encoder(model, tokenizer, args.precision, make_autocast, args.max_seq_length, log)
 

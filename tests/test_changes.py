@@ -152,8 +152,8 @@ CHANGES = {
          group["peak_lr"] = group["lr"] * group.get("lr_scale", 1.0)
 +    encoder = [p for p in raw_model.base_model.parameters() if p.requires_grad]
 @@
--        model = DistributedDataParallel(raw_model, broadcast_buffers=False, gradient_as_bucket_view=True)
-+        model = DistributedDataParallel(raw_model, broadcast_buffers=False, find_unused_parameters=True)
+-            raw_model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=gradients_vary
++            raw_model, broadcast_buffers=False, find_unused_parameters=True
 @@
              meter.start_step()
 +            for parameter in encoder:
@@ -225,9 +225,9 @@ CHANGES = {
 +    output.logits = (torch.stack(ahead, 1) + torch.stack(back[::-1], 1)).log_softmax(-1)
 +
 +
- def from_pretrained(name: str | None, config=None) -> PreTrainedModel:
+ def from_pretrained(name: str | None, config=None, log=None) -> PreTrainedModel:
 @@
-         model = load_encoder_model(name, config)
+         model = load_encoder_model(name, config, log)
 +    file = f"{name}/model.safetensors"
 +    saved = load_file(file) if os.path.exists(file) else {}
 +    zeros = torch.zeros(model.num_labels, model.num_labels)

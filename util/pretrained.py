@@ -178,7 +178,7 @@ def load_encoder_model(name: str, config, log: Callable | None = None) -> PreTra
     if log and further_layers:
         log(f"warning: {name}: {len(further_layers)} weights of the file are not used: {', '.join(further_layers[:3])}")
     is_tagger = any("ForTokenClassification" in architecture for architecture in saved.architectures or [])
-    is_kept = is_tagger and _labels(saved) == _labels(config)
+    is_kept = is_tagger and labels_of(saved) == labels_of(config)
     if not is_kept and not head <= set(not_loaded):
         _draw_head(model)
     return model
@@ -264,8 +264,8 @@ def encoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [layer for item in largest for layer in (item if isinstance(item, torch.nn.ModuleList) else [item])]
 
 
-def _labels(config) -> list[str]:
-    return [config.id2label[i] for i in sorted(config.id2label)]
+def labels_of(config) -> list[str]:
+    return [config.id2label[i] for i in sorted(config.id2label)] or ["LABEL_0"]
 
 
 @torch.no_grad()
