@@ -97,9 +97,12 @@ def set_tokens(changed: dict, default: PretrainedConfig, tokenizer) -> None:
         changed["max_position_embeddings"] = POSITIONS + 2  # RoBERTa counts positions from pad_token_id + 1
 
 
-def is_roberta_like(family: str) -> bool:
-    """Whether the family's padding has the id 1. Its encoders get byte-level BPE, the others WordPiece."""
-    return getattr(CONFIG_MAPPING[family](), "pad_token_id", None) == 1
+def is_byte_level(family: str) -> bool:
+    """Whether an encoder gets byte-level BPE, as families whose padding has the id 1, like RoBERTa. Others: WordPiece.
+
+    transformers has a class for the tokenizers of some families, which takes only the vocabulary from tokenizer.json.
+    """
+    return family in ("qwen2", "qwen3_5") or getattr(CONFIG_MAPPING[family](), "pad_token_id", None) == 1
 
 
 def without_dropout(config: PretrainedConfig) -> None:

@@ -101,7 +101,7 @@ def two_ranks(request, corpus, tokenizers_by_kind, tmp_path_factory) -> SimpleNa
     families = [family for family in dict.fromkeys(selected) if family not in REFUSED]
     runs = {}
     for family in families:
-        tokenizer = tokenizers_by_kind[encoder_families.is_roberta_like(family)]
+        tokenizer = tokenizers_by_kind[encoder_families.is_byte_level(family)]
         encoder = encoder_families.write_encoder(family, folder / f"{family}.encoder", tokenizer, dropout=False)
         flags = flags_for(corpus, encoder, folder / family, "fp32", batch=4)
         runs[family] = flags
@@ -227,7 +227,7 @@ FAMILY = [pytest.param(family, marks=[] if family in REPRESENTATIVES else pytest
 
 @pytest.mark.parametrize("family", FAMILY)
 def test_a_family_is_correct_or_refused(family, corpus, tokenizers_by_kind, two_ranks, tmp_path):
-    tokenizer = tokenizers_by_kind[encoder_families.is_roberta_like(family)]
+    tokenizer = tokenizers_by_kind[encoder_families.is_byte_level(family)]
     encoder = encoder_families.write_encoder(family, tmp_path / "encoder", tokenizer)
     for precision in ("fp32", "auto"):
         (tmp_path / precision).mkdir()
@@ -260,7 +260,7 @@ def test_the_page_on_encoders_lists_every_family():
 
 
 def write(family: str, folder: Path, **changes) -> Path:
-    tokenizer = byte_level_bpe() if encoder_families.is_roberta_like(family) else word_piece()
+    tokenizer = byte_level_bpe() if encoder_families.is_byte_level(family) else word_piece()
     return encoder_families.write_encoder(family, folder, tokenizer, **changes)
 
 
