@@ -94,10 +94,12 @@ def pipeline_scores(folder: Path, words: list[str]) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(request, corpus, tokenizers_by_kind, tmp_path_factory) -> SimpleNamespace:
+def families_on_two_ranks(request, corpus, tokenizers_by_kind, tmp_path_factory) -> SimpleNamespace:
     """Runs without dropout of the families whose tests are selected: on two ranks, then resumed on two ranks."""
     folder = tmp_path_factory.mktemp("two-ranks")
-    selected = [item.callspec.params["family"] for item in request.session.items if "two_ranks" in item.fixturenames]
+    selected = [
+        item.callspec.params["family"] for item in request.session.items if "families_on_two_ranks" in item.fixturenames
+    ]
     families = [family for family in dict.fromkeys(selected) if family not in REFUSED]
     runs = {}
     for family in families:
@@ -152,15 +154,15 @@ def check_pipeline(family: str, folder: Path, corpus: dict) -> None:
     assert max(abs(ours - theirs)) < (5e-3 if family in CHOOSES else 2e-5)
 
 
-def check_two_ranks(family: str, two_ranks: SimpleNamespace, corpus: dict, folder: Path) -> None:
+def check_two_ranks(family: str, families_on_two_ranks: SimpleNamespace, corpus: dict, folder: Path) -> None:
     """Two ranks compute what one rank does, and resume exactly."""
     one = folder / "one"
-    done = call(train_script, *flags_for(corpus, two_ranks.folder / f"{family}.encoder", one, "fp32"))
+    done = call(train_script, *flags_for(corpus, families_on_two_ranks.folder / f"{family}.encoder", one, "fp32"))
     assert done.code == 0, done.stderr
-    two = two_ranks.folder / family
-    assert len(two_ranks.ended) == 2, two_ranks.output[-3000:]
-    for ended in two_ranks.ended:
-        assert {family, f"{family} again"} <= set(ended), two_ranks.output[-3000:]
+    two = families_on_two_ranks.folder / family
+    assert len(families_on_two_ranks.ended) == 2, families_on_two_ranks.output[-3000:]
+    for ended in families_on_two_ranks.ended:
+        assert {family, f"{family} again"} <= set(ended), families_on_two_ranks.output[-3000:]
     assert (two / "model.safetensors").read_bytes() == Path(f"{two}.again/model.safetensors").read_bytes()
     assert weights(one).keys() == weights(two).keys()
     if family not in DEPENDS_ON_PADDING:  # a rank pads to the longest of its own sentences
@@ -226,7 +228,7 @@ FAMILY = [pytest.param(family, marks=[] if family in REPRESENTATIVES else pytest
 
 
 @pytest.mark.parametrize("family", FAMILY)
-def test_a_family_is_correct_or_refused(family, corpus, tokenizers_by_kind, two_ranks, tmp_path):
+def test_a_family_is_correct_or_refused(family, corpus, tokenizers_by_kind, families_on_two_ranks, tmp_path):
     tokenizer = tokenizers_by_kind[encoder_families.is_byte_level(family)]
     encoder = encoder_families.write_encoder(family, tmp_path / "encoder", tokenizer)
     for precision in ("fp32", "auto"):
@@ -234,7 +236,7 @@ def test_a_family_is_correct_or_refused(family, corpus, tokenizers_by_kind, two_
         done = check_training(family, encoder, corpus, tmp_path / precision, precision)
     if family not in REFUSED:
         check_pipeline(family, tmp_path / "fp32/out", corpus)
-        check_two_ranks(family, two_ranks, corpus, tmp_path)
+        check_two_ranks(family, families_on_two_ranks, corpus, tmp_path)
     ROWS[family] = table_row(family, done, tmp_path / "auto/out")
 
 

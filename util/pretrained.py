@@ -152,7 +152,6 @@ def load_config(name: str, label_list: list[str] | None = None):
         raise ValueError(f"{name}: transformers has no token-classification head for {kind}; choose another encoder")
     if quantization:
         raise ValueError(f"{name}: its weights are quantized, and cannot be trained; use the encoder in 16 or 32 bits")
-    config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     return config
 
 
