@@ -603,7 +603,7 @@ def test_only_code_that_computes_something_else_invalidates_the_cache(project, c
     before = cache_files()
     project.edit("data.py", ("# Words -> subwords -> windows -> labels", "# Subwords, windows, labels"))
     project.edit("data.py", ('    """word_ids [L] (-1: no word) -> bool [L], True', '    """word_ids [L] -> [L], True'))
-    project.edit("util/tokenizer.py", ('    """1 for byte-level tokenizers, ', '    """1 for tokenizers of bytes, '))
+    project.edit("util/tokenizer.py", ('    """What to put before a word ', '    """The characters before a word '))
     project.run("data.py", *flags)
     assert cache_files() == before
     old = json.loads(project.run("data.py", *flags, before=PRINT_LABELS).splitlines()[0])
