@@ -230,10 +230,11 @@ def _other_fields(document: Document) -> dict:
     """The fields of the input. Its own `entities`, and a `text` that is not the one tagged, are renamed."""
     fields = {}
     for name, value in document.record.items():
+        new_name = name
         if name == "entities" or (name == "text" and value != document.text):
-            while name in document.record:
-                name += "_input"
-        fields[name] = value
+            while new_name in document.record:
+                new_name += "_input"
+        fields[new_name] = value
     return fields
 
 
@@ -242,9 +243,9 @@ _SEPARATORS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 
 
 def _conll_word(word: str) -> str:
-    """A word as the first column of a line, in front of a tab.
+    """A word as the first column of a line.
 
-    Tabs and line ends become spaces. A word that could be a comment or the border of documents gets a space in front.
+    Tabs and line ends become spaces. A word that could be a comment or the border of documents begins with a space.
     """
     word = _SEPARATORS.sub(" ", word)
     is_like_comment = word.startswith("#") and " " in word

@@ -84,12 +84,12 @@ def _failure(model: PreTrainedModel, batch: dict, autocast, backward: bool) -> s
     return "" if all(finite) else "its gradients are not finite"
 
 
-class _Usable(NamedTuple):
-    longest: int  # the longest window that works; 0: not even short ones
-    reason: str  # why not longer ones
+class _LongestWindow(NamedTuple):
+    longest: int  # in subwords; 0: not even short windows work
+    reason: str  # why longer ones do not work
 
 
-def _usable(model: PreTrainedModel, windows: Windows, longest: int, autocast, backward: bool) -> _Usable:
+def _longest_window(model: PreTrainedModel, windows: Windows, longest: int, autocast, backward: bool) -> _LongestWindow:
     """Tries a padded batch, the shortest window, and one of `longest` subwords. If only that fails: bisects.
 
     On a CPU, where the longest window takes most of the time, it only passes forward.
@@ -103,12 +103,12 @@ def _usable(model: PreTrainedModel, windows: Windows, longest: int, autocast, ba
     short_batch = windows.batch([min(length, longest) for length in SHORT_LENGTHS])
     reason = failure(shortest) or _failure(model, short_batch, autocast, backward)
     if reason or not reason_of_longest:
-        return _Usable(0 if reason else longest, reason)
+        return _LongestWindow(0 if reason else longest, reason)
     works, fails = shortest, longest
     while fails - works > 1:
         middle = (works + fails) // 2
         works, fails = (works, middle) if failure(middle) else (middle, fails)
-    return _Usable(works, reason_of_longest)
+    return _LongestWindow(works, reason_of_longest)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -176,13 +176,13 @@ def check_encoder(
     name, windows, backward = type(model).__name__, _windows(tokenizer), model.training
     limit = min(tokenizer.model_max_length, FIRST_LENGTH)
 
-    def usable(precision: str) -> _Usable:
-        return _usable(model, windows, limit, make_autocast(precision, model.device), backward)
+    def try_precision(precision: str) -> _LongestWindow:
+        return _longest_window(model, windows, limit, make_autocast(precision, model.device), backward)
 
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        found = usable(precision)
+        found = try_precision(precision)
         if found.longest < limit and precision != "fp32":
-            in_fp32 = usable("fp32")
+            in_fp32 = try_precision("fp32")
             if in_fp32.longest > found.longest:
                 if requested != "auto":
                     raise ValueError(f"--precision {precision}: {name} fails: {found.reason}; use --precision fp32")

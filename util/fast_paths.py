@@ -104,7 +104,7 @@ def _randomize_head(model: PreTrainedModel) -> list[tuple[nn.Parameter, torch.Te
 def _make_rows(model: PreTrainedModel, lengths: np.ndarray) -> list[torch.Tensor]:
     """Sentences of these lengths, of all ids that may occur in training but that of padding."""
     ids = trained_token_ids(model)
-    ids = ids[ids != (text_config(model.config).pad_token_id or 0)]
+    ids = ids[ids != _pad_token_id(model)]
     return list(ids[torch.arange(int(lengths.sum())) % len(ids)].split(lengths.tolist()))
 
 
@@ -112,7 +112,7 @@ def _pad(model: PreTrainedModel, rows: list[torch.Tensor]) -> dict[str, torch.Te
     pad = nn.utils.rnn.pad_sequence
     mask = pad([torch.ones_like(row) for row in rows], batch_first=True)
     return {
-        "input_ids": pad(rows, batch_first=True, padding_value=text_config(model.config).pad_token_id or 0),
+        "input_ids": pad(rows, batch_first=True, padding_value=_pad_token_id(model)),
         "attention_mask": mask,
     }
 
@@ -125,7 +125,7 @@ def _try_packing(model: PreTrainedModel, lengths: np.ndarray) -> tuple[Packing |
 
     model.set_attn_implementation("packed_sdpa")
     plan, difference = make_packing_plan(lengths), float("nan")
-    for first_position in (0, (text_config(model.config).pad_token_id or 0) + 1):
+    for first_position in (0, _pad_token_id(model) + 1):
         if first_position > 0 and first_position + lengths.max() > _num_positions(model):
             break  # not RoBERTa, whose table of positions is longer than its longest input
         positions = torch.cat([torch.arange(length) for length in lengths.tolist()]) + first_position
@@ -203,13 +203,17 @@ def _verified_lengths(model) -> np.ndarray:
     )  # RoBERTa: two positions have no token
 
 
+def _pad_token_id(model) -> int:
+    return text_config(model.config).pad_token_id or 0
+
+
 def _num_positions(model) -> float:
     num_positions = getattr(text_config(model.config), "max_position_embeddings", None)
     return num_positions if num_positions and num_positions > 0 else math.inf  # XLNet: -1
 
 
 def _pack(model, rows: list[torch.Tensor], packing: Packing) -> dict:
-    pad_values = {"input_ids": text_config(model.config).pad_token_id or 0}
+    pad_values = {"input_ids": _pad_token_id(model)}
     return packed_collate([{"input_ids": row.numpy()} for row in rows], pad_values, packing)
 
 

@@ -46,8 +46,8 @@ PACKAGE_PATTERNS = (  # of the message of an ImportError
 def one_line_errors(name: str, remedy: str = ""):
     """Every exception of the block -> ValueError "NAME: cannot be loaded: CLASS: the library's last line; what to do".
 
-    Signals and a lack of memory are not errors of the encoder: they pass. BaseException: a panic of the tokenizers
-    library is no Exception.
+    Signals and a lack of memory are not errors of the encoder, and are raised unchanged. remedy: what to do, if it is
+    known. By default it is derived from the exception and from the files of the folder.
     """
     try:
         with warnings.catch_warnings():
@@ -55,7 +55,7 @@ def one_line_errors(name: str, remedy: str = ""):
             yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, torch.OutOfMemoryError):
         raise
-    except BaseException as error:
+    except BaseException as error:  # a panic of the tokenizers library is not an Exception
         reason = f"{type(error).__name__}: {_last_line(error)}"
         raise ValueError(f"{name}: cannot be loaded: {reason}; {remedy or _what_to_do(name, error)}") from None
 
@@ -119,9 +119,9 @@ def fault_of_files(folder: Path) -> str:
         placeholder,
         _missing_config,
         _fault_of_json,
-        _fault_of_tokenizer,
+        _fault_of_tokenizer_json,
         _fault_of_weights,
-        _fault_of_sentencepiece,
+        _fault_of_vocabulary,
     )
     found = (fault(folder) for fault in faults)  # in this order, and only until the first is found
     return next(filter(None, found), "")
@@ -169,7 +169,7 @@ def _fault_of_json(folder: Path) -> str:
     return ""
 
 
-def _fault_of_tokenizer(folder: Path) -> str:
+def _fault_of_tokenizer_json(folder: Path) -> str:
     path = folder / "tokenizer.json"
     try:
         if path.is_file():
@@ -229,7 +229,7 @@ def _fault_of_safetensors(path: Path) -> str:
     return "" if size == expected else f"{kind} ({size:,} of {expected:,} bytes)"
 
 
-def _fault_of_sentencepiece(folder: Path) -> str:
+def _fault_of_vocabulary(folder: Path) -> str:
     files = (*TOKENIZER_FILES, "adapter_config.json")  # an adapter has the encoder's tokenizer
     if not any((folder / file).is_file() for file in files):
         return "it has no tokenizer files (tokenizer.json, vocab.txt, ...): copy those of the encoder into it"
@@ -275,8 +275,8 @@ def _fault_of_hub(name: str, error: BaseException) -> str:
     return ""
 
 
-def _fault_of_config(folder: Path | None) -> str:
-    if folder is None or not (folder / "config.json").is_file():
+def _fault_of_config(folder: Path) -> str:
+    if not (folder / "config.json").is_file():
         return ""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("auto_map"):

@@ -22,7 +22,7 @@ from util import running_text
 from util.adapters import adapter_config, base_of, is_adapter, merged_weights
 from util.loading_errors import TOKENIZER_FILES, one_line_errors, placeholder
 from util.tokenizer import TRIAL, special_tokens
-from util.vocabulary import check_merges, check_rows, check_vocabulary, text_config
+from util.vocabulary import check_merges, check_rows, check_trained, check_vocabulary, text_config
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # the packaged encoder's name on the Hub
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -84,6 +84,7 @@ def _check_words(name: str, tokenizer) -> None:
 def load_tokenizer_of_model(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer of the model `name`. tokenizer.model_max_length is the longest input of both."""
     tokenizer, config = load_tokenizer(name), load_config(name)
+    check_trained(name, tokenizer, config)
     check_rows(name, tokenizer, config)
     tokenizer.model_max_length = max_length(tokenizer, config)
     return tokenizer
@@ -264,6 +265,7 @@ def encoder_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def labels_of(config) -> list[str]:
+    """The labels by their ids. A configuration without any gets one."""
     return [config.id2label[i] for i in sorted(config.id2label)] or ["LABEL_0"]
 
 

@@ -79,9 +79,9 @@ def checkpoints(folder: str) -> list[str]:
 
 
 def remove_later_checkpoints(folder: str, step: int) -> None:
-    """Removes the checkpoints behind a step, the newest first, once a run goes on from that step.
+    """Removes the checkpoints of later steps, the newest first, when a run continues from `step`.
 
-    They are invalid, or of a run that went back to an earlier checkpoint. They would count as its newest ones.
+    They are invalid, or the run went back to an earlier checkpoint. A restart would take them for its newest ones.
     """
     for path in reversed(checkpoints(folder)):
         if int(os.path.basename(path)[5:]) > step:

@@ -1,6 +1,6 @@
-"""Tokenizers in running text, which the encoder was pretrained on and which users of the saved model tokenize.
+"""Checks that words have the subwords of running text: in training, and with the saved tokenizer in other programs.
 
-Running text is the words of a sentence joined by one blank. util/tokenizer.py makes the subwords of words.
+Encoders are pretrained on running text. Here it is the words of a sentence joined by one blank.
 """
 
 import tempfile
@@ -21,7 +21,7 @@ ENOUGH = 0.99  # share of words with the subwords of running text
 
 
 def prepare(tokenizer) -> None:
-    """Sets what must hold in training, in infer.py and in the saved files: nothing cut, nothing padded.
+    """Turns off truncation and padding, also in the saved files.
 
     Byte-level tokenizers with the setting add_prefix_space (RoBERTa, GPT-2, DeBERTa) put a blank before the first
     word too. It then has the same subwords wherever it stands in a sentence.
@@ -77,8 +77,9 @@ def check_reloaded(name: str, tokenizer, config) -> None:
         tokenizer.save_pretrained(folder)
         reloaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for text in texts:
-        before, after = (t.convert_ids_to_tokens(t(text)["input_ids"]) for t in (tokenizer, reloaded))
-        if tokenizer(text)["input_ids"] != reloaded(text)["input_ids"]:
+        before, after = (t(text)["input_ids"] for t in (tokenizer, reloaded))
+        if before != after:
+            before, after = tokenizer.convert_ids_to_tokens(before), reloaded.convert_ids_to_tokens(after)
             raise ValueError(
                 f"{name}: its tokenizer ({type(tokenizer).__name__}) makes other subwords when it is saved and loaded "
                 f"again: {after[:8]}, not {before[:8]}; a tokenizer.json of PreTrainedTokenizerFast is needed"

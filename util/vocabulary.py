@@ -37,19 +37,23 @@ def check_merges(name: str, tokenizer) -> None:
 
 
 def describe(tokenizer) -> list[int]:
-    """Tells a tokenizer from others. train.py saves it with the model."""
+    """The ids of a trial text, which differ between tokenizers. train.py saves them with the model."""
     return tokenizer(TRIAL, verbose=False)["input_ids"]
 
 
+def check_trained(name: str, tokenizer, config) -> None:
+    """Raises ValueError if train.py trained the model with another tokenizer."""
+    trained = getattr(config, "trial_subwords", None)
+    if trained and trained != describe(tokenizer):
+        raise ValueError(f"{name}: its tokenizer is not the one that it was trained with; copy the files of train.py")
+
+
 def check_rows(name: str, tokenizer, config) -> None:
-    """Raises ValueError if it is not the tokenizer of training, or returns ids for which the encoder has no embedding.
+    """Raises ValueError if the tokenizer returns ids for which the encoder has no embedding.
 
     Special tokens that were added and that no text is given, such as [MASK], are removed: a text that contains one of
     them is split like any other.
     """
-    trained = getattr(config, "trial_subwords", None)
-    if trained and trained != describe(tokenizer):
-        raise ValueError(f"{name}: its tokenizer is not the one that it was trained with; copy the files of train.py")
     num_rows = getattr(text_config(config), "vocab_size", None)
     backend = tokenizer.backend_tokenizer
     if not num_rows or backend.get_vocab_size() <= num_rows and max(backend.get_vocab().values()) < num_rows:
