@@ -43,7 +43,7 @@ from util.run_ner_flags import translate
 from util.sharding import full_tensor
 from util.split import fingerprint_of
 from util.step_meter import StepMeter
-from util.tensorboard_log import log_hparams, open_writer
+from util.tensorboard_log import log_hparams, log_predictions, open_writer
 from util.unreached import disable_layerdrop, freeze_unreached_parameters
 from util.vocabulary import describe
 
@@ -393,16 +393,14 @@ def main() -> None:
             if due.evaluate and val_set:
                 scores, predictions = evaluate(raw_model, val_set, args, pad_values, autocast)
                 log_scalars(writer, "eval", metrics.flatten_scores(scores), state.step)
-                if predictions:
-                    writer.add_text("eval/confusion", report.confusion_table(val_set, predictions[0]), state.step)
-                    writer.add_text("eval/sentences", report.sample_text(val_set, predictions[0]), state.step)
+                log_predictions(writer, val_set, predictions, state.step)
                 line = "eval loss {loss:.4f} | f1 {f1:.4f} | accuracy {accuracy:.4f}".format(**scores)
                 log(f"step {state.step}/{plan.total_steps} | {line}")
                 if is_better(scores, state.best_scores, metric):
                     state.best_step, state.best_scores = state.step, scores
                     modeling.save_model(raw_model, tokenizer, args.output_dir)
                     state.best_model = on_rank0(run_dir.model_digest, args.output_dir)
-                    on_rank0(report.write_report, args.output_dir, scores, val_set, predictions, train_set)
+                    on_rank0(report.write_report, args.output_dir, scores, val_set, predictions, train_set, state.step)
                     on_rank0(publisher.write_card, {"validation": scores}, state.train_seconds)
                     publisher.push(f"Step {state.step}: {line}")
 
@@ -441,9 +439,10 @@ def main() -> None:
     log_hparams(writer, args, plan.global_batch_size, encoder_name, results, state.step)
     on_rank0(publisher.write_card, all_scores, state.train_seconds)
     on_rank0(run_dir.finish_run, args.output_dir, results)
+    writer.close()
+    on_rank0(report.write_report, args.output_dir, state.best_scores, val_set, None, train_set, state.best_step)
     log_results(all_scores, results, log)
     log(f"the {'best' if val_set else 'last'} model (step {state.best_step}) is in {args.output_dir}")
-    writer.close()
     publisher.push(f"Finished after {state.step} steps")
     publisher.wait()
 
