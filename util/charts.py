@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 WIDTH, HEIGHT = 400, 240  # of a chart with axes
-LEFT, RIGHT, TOP, BOTTOM = 44, 388, 22, 200  # of the area between its axes
+LEFT, RIGHT, TOP, BOTTOM = 46, 380, 22, 200  # of the area between its axes
 MAX_POINTS = 300  # of a curve
 MAX_MARKERS = 30  # of a curve; with more points, only the line is drawn
 LOG_RATIO = 30  # losses get a logarithmic axis if the largest is this many times the smallest
@@ -61,8 +61,8 @@ def _decimals(step: float) -> int:
 
 def linear_axis(low: float, high: float, start: float, end: float, num_ticks: int = 5, widen: bool = True) -> Axis:
     """An axis with ticks at round numbers. widen: from the tick at or below `low` to the one at or above `high`."""
-    if high <= low:
-        low, high = low - abs(low) * 0.05 - 1e-9, high + abs(high) * 0.05 + 1e-9
+    if high - low < 0.02 * high or high == low:  # a narrower axis would need labels of many digits
+        low, high = (max(0.0, low - 0.05 * high), high * 1.05) if high > 0 else (low, low + 0.1)
     step = round_step(high - low, num_ticks)
     first, last = low / step, high / step
     first, last = (math.floor(first + 1e-9), math.ceil(last - 1e-9)) if widen else (math.ceil(first), math.floor(last))
@@ -173,9 +173,17 @@ class BarChart(NamedTuple):
 
 
 def shortened(text: str, max_width: int = MAX_NAME) -> str:
-    """Cuts a text to a number of columns. East Asian characters are two columns wide."""
-    ends = np.cumsum([_columns(character) for character in text])
-    return text if not len(ends) or ends[-1] <= max_width else text[: int((ends < max_width).sum())] + "…"
+    """Cuts the middle of a text that takes more columns. East Asian characters take two columns."""
+    if 2 * len(text) <= max_width or sum(map(_columns, text)) <= max_width:
+        return text
+    head = text[: _fitting(text, max_width // 2)]
+    tail = text[::-1][: _fitting(text[::-1], max_width - max_width // 2 - 1)][::-1]
+    return f"{head}…{tail}"
+
+
+def _fitting(text: str, max_width: int) -> int:
+    """The number of characters at the beginning of a text that take at most max_width columns."""
+    return int((np.cumsum([_columns(character) for character in text]) <= max_width).sum())
 
 
 def _columns(character: str) -> int:

@@ -60,7 +60,7 @@ _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
 _templates.filters |= {"cell": format_cell, "score": format_score, "signed": format_signed, "interval": format_interval}
-_templates.filters["p_value"] = format_p_value
+_templates.filters |= {"p_value": format_p_value, "shortened": charts.shortened}
 _templates.globals["error_kinds"] = [*ERROR_KINDS]
 # Macros return Markup, which escapes the strings that it is joined with; the functions below return str.
 _macros: Any = _templates.get_template("report.html").module
@@ -198,12 +198,12 @@ def _errors_of(split, predicted, probabilities, train_entities, max_sentences: i
 
 
 def _error_counts(errors: Errors, types: list[str]) -> dict[str, list[int]]:
-    """type -> number of errors of every kind."""
+    """type -> number of errors of every kind; the type with the most errors first."""
     counts = {name: [0] * len(ERROR_KINDS) for name in types}
     for match, type_number in zip(errors.matches, errors.counted()[:, 2]):
         if match.kind != CORRECT:
             counts[errors.types[type_number]][ERROR_KINDS.index(match.kind)] += 1
-    return counts
+    return dict(sorted(counts.items(), key=lambda item: -sum(item[1])))
 
 
 def _confusion(names: list[str], counts: np.ndarray) -> dict[str, dict[str, tuple[int, float]]]:
@@ -269,10 +269,17 @@ def render_comparison(comparison, max_sentences: int = MAX_SENTENCES) -> str:
         comparison=comparison,
         bars=_bars({row.type: (row.support, [row.a, row.b]) for row in comparison.rows[:-1]}),
         changes=changes,
+        lines=list(zip(("gold", *_line_names(comparison.names)), ("gold", "a", "b"))),
         sentences=[_changed_sentence(sentence) for sentence in comparison.changed[:max_sentences]],
         colors=type_colors(types),
     )
     return str(page)
+
+
+def _line_names(names) -> tuple[str, str]:
+    """Names of two runs that fit beside a sentence: their ends, which usually differ, or the order of the runs."""
+    short = [name if len(name) <= 10 else "…" + name[-9:] for name in names]
+    return (short[0], short[1]) if short[0] != short[1] else ("first", "second")
 
 
 def change_of(sentence) -> str:
