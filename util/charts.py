@@ -48,10 +48,13 @@ def round_step(span: float, num_steps: int) -> float:
 
 
 def format_tick(value: float, step: float) -> str:
-    """1200000 -> 1.2M, 1500 -> 1.5k, 0.25 -> 0.25: as many digits as ticks of this distance need."""
+    """1200000 -> 1.2M, 15000 -> 15k, 0.25 -> 0.25, 0.00015 -> 1.5e-4: the digits that ticks of this distance need."""
     for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit * (10 if suffix == "k" else 1):  # 1,000 to 9,999 are written in full
             return f"{value / unit:.{_decimals(step / unit)}f}{suffix}"
+    if 0 < abs(value) < 1e-3:
+        digits = math.floor(math.log10(abs(value))) - math.floor(math.log10(step) + 1e-9)
+        return f"{value:.{max(0, digits)}e}".replace("e-0", "e-")
     return f"{value:.{_decimals(step)}f}"
 
 
@@ -74,9 +77,11 @@ def linear_axis(low: float, high: float, start: float, end: float, num_ticks: in
 
 
 def log_axis(low: float, high: float, start: float, end: float) -> Axis:
-    """A logarithmic axis with ticks at 1, 2, 5, 10, ..., or at powers of ten if those are too many."""
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    digits = (1, 2, 5) if math.log10(high / low) < 2.5 else (1,)
+    """A logarithmic axis with ticks at 1, 2, 5, 10, ..., or at powers of ten or of 100, ... if those are too many."""
+    decades = math.log10(high / low)
+    digits = (1, 2, 5) if decades < 2.5 else (1,)
+    last, distance = math.ceil(math.log10(high)), 1 + int(decades / 8)
+    exponents = range(last, math.floor(math.log10(low)) - distance, -distance)[::-1]
     values = [digit * 10.0**exponent for exponent in exponents for digit in digits]
     low = max([value for value in values if value <= low * (1 + 1e-9)], default=low)
     high = min([value for value in values if value >= high * (1 - 1e-9)], default=high)

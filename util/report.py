@@ -42,12 +42,15 @@ def format_score(scores: dict, name: str) -> str:
 
 
 def format_signed(value: float) -> str:
-    return f"{value:+.4f}"
+    return f"{round(value, 4) + 0.0:+.4f}"  # + 0.0: no minus before a zero
 
 
 def format_interval(interval) -> str:
     """[-0.012, 0.034]. None: there is no interval."""
-    return f"[{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
+    if not interval:
+        return ""
+    low, high = (round(value, 3) + 0.0 for value in interval)
+    return f"[{low:+.3f}, {high:+.3f}]"
 
 
 def format_p_value(value: float | None) -> str:
