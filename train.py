@@ -390,8 +390,8 @@ def main() -> None:
                 line = "loss {loss:.4f} | lr {learning_rate:.2e} | {tokens_per_second:,.0f} tokens/s".format(**scalars)
                 bar.set_postfix_str(line)
                 if bar.disable:
-                    left = time_left(state.train_seconds, state.step, plan.total_steps)
-                    log(f"step {state.step}/{plan.total_steps} | {line} | {left}")
+                    line += f" | {time_left(state.train_seconds, state.step, plan.total_steps)}"
+                    log(f"step {state.step}/{plan.total_steps} | {line}")
 
             if due.evaluate and val_set:
                 scores, predictions = evaluate(raw_model, val_set, args, pad_values, autocast)
