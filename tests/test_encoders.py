@@ -286,8 +286,8 @@ def test_the_longest_window_is_found_where_the_computed_limit_is_too_high(corpus
     encoder = write("ibert", tmp_path / "encoder")
     done = call(train_script, *flags_for(corpus, encoder, tmp_path / "out", "auto"))
     assert done.code == 0 and (
-        "windows have 128 subwords, since IBertForTokenClassification fails with 130: IndexError: index out of range "
-        "in self" in done.lines
+        "note: windows have 128 subwords, since IBertForTokenClassification fails with 130: "
+        "IndexError: index out of range in self" in done.lines
     )
     assert infer.Tagger(str(tmp_path / "out")).window_size == 128
     line = refusal(encoder, corpus, tmp_path / "other", "--max_seq_length", 130)
@@ -372,7 +372,7 @@ def test_parameters_whose_gradient_depends_on_the_input_are_trained(encoders):
     autocast = modeling.make_autocast("fp32", torch.device("cpu"))
     assert freeze_unreached_parameters(model, 128, autocast, lines.append)
     assert all(parameter.requires_grad for parameter in layer.parameters())
-    assert lines == ["some parameters have a gradient for some inputs only: DDP looks for them at every step"]
+    assert lines == ["note: some parameters have a gradient for some inputs only: DDP looks for them at every step"]
     layer.forward = forward
     assert not freeze_unreached_parameters(model, 128, autocast, lines.append)
 

@@ -111,7 +111,7 @@ def push(
         shutil.copytree(folder, snapshot, copy_function=_link, ignore=ignored, dirs_exist_ok=True)
     except OSError as error:
         shutil.rmtree(snapshot, ignore_errors=True)
-        log(f"not pushed to {repo_id}: {_one_line(error)}")
+        log(f"warning: not pushed to {repo_id}: {_one_line(error)}")
         return None
     future = huggingface_hub.run_as_future(_upload, repo_id, snapshot, message, log)  # one at a time
     future.add_done_callback(lambda done: shutil.rmtree(snapshot) if done.cancelled() else None)
@@ -133,7 +133,7 @@ def _upload(repo_id: str, snapshot: str, message: str, log: Callable[[str], None
         huggingface_hub.upload_folder(repo_id=repo_id, folder_path=snapshot, commit_message=message)
         return f"{huggingface_hub.constants.ENDPOINT}/{repo_id}"
     except Exception as error:  # of the client, or of the HTTP library that it uses
-        log(f"not pushed to {repo_id}: {_one_line(error)}")
+        log(f"warning: not pushed to {repo_id}: {_one_line(error)}")
         return None
     finally:
         shutil.rmtree(snapshot)
@@ -142,7 +142,7 @@ def _upload(repo_id: str, snapshot: str, message: str, log: Callable[[str], None
 def wait_for_push(future: Future | None, folder: str, repo_id: str, log: Callable[[str], None]) -> None:
     """Logs the URL of the last upload, or if it failed the command that uploads the folder by hand."""
     url = future.result() if future else None
-    log(f"pushed: {url}" if url else f"not pushed; the model is in {folder}: hf upload {repo_id} {folder}")
+    log(f"pushed: {url}" if url else f"warning: not pushed; the model is in {folder}: hf upload {repo_id} {folder}")
 
 
 class Publisher:
