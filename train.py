@@ -440,7 +440,7 @@ def main() -> None:
     results = run_dir.make_results(state, plan.steps_per_epoch, all_scores)
     results |= {"world_size": ranks.world_size, "precision": precision}
     results |= {"fingerprint": fingerprint, "code": CODE_DIGEST}
-    log_hparams(writer, args, plan.global_batch_size, encoder_name, results, state.step)
+    log_hparams(writer, args, plan.global_batch_size, results, state.step)
     on_rank0(publisher.write_card, all_scores, state.train_seconds)
     on_rank0(run_dir.finish_run, args.output_dir, results)
     writer.close()
