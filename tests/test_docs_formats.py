@@ -58,7 +58,7 @@ EXPECTED = {
         ["Anna/B-pers sang/O", "Oslo/B-loc"],
     ),
     "words.csv": ("CSV, 3 columns: sentence_id, word, tag", ["EU/B-ORG rejects/O", "Peter/B-PER"]),
-    "sentences.csv": ("CSV, 2 columns: tokens, ner_tags", ["EU/B-ORG rejects/O", 'He/O said/O ,/O "/O no/O "/O ./O']),
+    "sentences.csv": ("CSV, 2 columns: tokens, ner_tags", ["EU/B-ORG rejects/O", "Peter/B-PER Blackburn/I-PER"]),
     "kaggle.csv": ("CSV, 4 columns: Sentence #, Word, POS, Tag", ["Anna/B-per sang/O", "Oslo/B-geo"]),
     "kaggle.csv --task_name pos": ("CSV, 4 columns: Sentence #, Word, POS, Tag", ["Anna/NNP sang/VBD", "Oslo/NNP"]),
     "ner.csv": ("CSV, 6 columns: (1), sentence_idx, (3), word, tag, (6)", ["Anna/B-PER sang/O"]),

@@ -26,7 +26,7 @@ from conftest import ROOT, lay, read, results, write_conll
 import data
 import infer
 import train
-from util import pretrained
+from util import pretrained, throughput
 from util.run_ner_flags import translate
 
 PAGES = ["README.md", "samples/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -64,10 +64,7 @@ EXCEPTIONS = {
     "uvicorn": "run by test_the_server_answers_the_printed_request",
     "curl": "run by test_the_server_answers_the_printed_request",
 }
-EXACT_EXCEPTIONS = {
-    "python train.py": "run by .ci/run",
-    "uvicorn --workers 2": "a part of a command",
-}
+EXACT_EXCEPTIONS = {"python train.py": "run by .ci/run"}
 RUN = [c for c in COMMANDS if not c.startswith(tuple(EXCEPTIONS)) and c not in EXACT_EXCEPTIONS]
 PLAIN = re.compile(r"python (train|data|infer|metrics)\.py [^|]+")
 IN_PROCESS = [c for c in RUN if PLAIN.fullmatch(c) and "conll2003" not in c and "bert-base-cased" not in c]
@@ -113,6 +110,7 @@ def in_folder(folder: Path, encoder: str):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(pretrained, "packaged_encoder", lambda: encoder)
+        patch.setitem(throughput.MATMUL_SIZE, "cpu", 64)  # --benchmark measures the peak of the machine
         yield
 
 
@@ -257,10 +255,12 @@ for argv in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_the_flags_of_the_benchmarks_exist():
-    scripts = [flags_of(command) for command in COMMANDS if "python tests/benchmarks/" in command]
-    assert len({script for script, _ in scripts}) >= 6
-    argument = json.dumps([[script, *flags] for script, flags in scripts if script.startswith("tests/benchmarks/")])
+    calls = [flags_of(command) for command in COMMANDS if "python tests/benchmarks/" in command]
+    with_parser = [[script, *flags] for script, flags in calls if "ArgumentParser" in (ROOT / script).read_text()]
+    assert [script for script, flags in calls if flags and [script, *flags] not in with_parser] == []
+    argument = json.dumps(with_parser)
     done = subprocess.run(
         [sys.executable, "-c", PARSE, argument], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
@@ -344,6 +344,7 @@ def test_the_server_answers(trained):
     assert client.post("/tag", json={"texts": ["a" * (server["MAX_CHARACTERS"] + 1)]}).status_code == 413
 
 
+@pytest.mark.slow
 def test_the_exported_model_gives_the_logits_and_entities_of_the_model(trained):
     """At other sizes than those of the example that it was exported with, padded."""
     tagger = run_block("export", block_with("torch.onnx.export"))["tagger"]
@@ -395,11 +396,9 @@ def test_the_readme_is_short():
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_has_blocks_of_known_languages_and_lines_that_fit(page):
+def test_a_page_has_blocks_of_known_languages(page):
     assert {language for language, _ in blocks(page)} <= LANGUAGES
     assert len(re.findall("^```", TEXTS[page], re.MULTILINE)) == 2 * len(blocks(page))
-    prose = re.sub(r"^```.*?^```$", "", TEXTS[page], flags=re.MULTILINE | re.DOTALL)
-    assert [line for line in prose.splitlines() if len(line) > 121 and not line.startswith("|")] == []
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
