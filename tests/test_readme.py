@@ -177,19 +177,21 @@ def bash(folder: Path, command: str, **env) -> str:
 # Commands
 
 
+def output_dir(command: str) -> str:
+    words = command.split()
+    return words[words.index("--output_dir") + 1] if "--output_dir" in words else "outputs"
+
+
 def prepare(command: str, folder: Path) -> None:
-    """train.py starts a new run, unless the command needs one."""
-    shutil.rmtree(folder / "longer", ignore_errors=True)
-    if "train.py" in command and "outputs" not in command:
-        shutil.rmtree(folder / "outputs")
+    """train.py starts a new run, unless the command continues one."""
+    if "train.py" in command and "outputs/" not in command:
+        shutil.rmtree(folder / output_dir(command), ignore_errors=True)
 
 
 def check(command: str, folder: Path) -> None:
     """A training command leaves its scores."""
-    words = command.split()
-    if "train.py" in words and not {"--help", "--benchmark"} & {*words}:
-        output_dir = words[words.index("--output_dir") + 1] if "--output_dir" in words else "outputs"
-        assert (folder / output_dir / "all_results.json").exists()
+    if "train.py" in command and "--help" not in command and "--benchmark" not in command:
+        assert (folder / output_dir(command) / "all_results.json").exists()
 
 
 @pytest.mark.parametrize("command", IN_PROCESS)
