@@ -73,9 +73,8 @@ def onnx_tagger(model: str, path: str, num_threads: int) -> infer.Tagger:
     return tagger
 
 
-def measure_grid(model: str, onnx: str | None, texts: list[str], repeat: int) -> None:
+def measure_grid(model: str, onnx: str | None, numbers: list[int], texts: list[str], repeat: int) -> None:
     """Prints texts per second for every precision, number of threads and batch size."""
-    numbers = sorted({1, os.cpu_count() or 1})
     taggers = {
         (precision, n): infer.Tagger(model, precision=precision) for precision in ("bf16", "fp32") for n in numbers
     }
@@ -104,12 +103,13 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=5000)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--grid", action="store_true", help="no pipeline; batch sizes, precisions, numbers of threads")
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}), help="of --grid")
     parser.add_argument("--onnx", help="with --grid: the exported model")
     args = parser.parse_args()
     quiet(progress=False)
     texts = Path(args.input_file).read_text("utf-8").splitlines() if args.input_file else make_texts(args.number)
     if args.grid:
-        measure_grid(args.model, args.onnx, texts, args.repeat)
+        measure_grid(args.model, args.onnx, args.threads, texts, args.repeat)
         return
     tokenizer = load_tokenizer(args.model)
     pipe = transformers.pipeline(
