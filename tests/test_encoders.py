@@ -1,6 +1,6 @@
 """Every family with a token-classification head in transformers: trained, resumed, on two ranks, tagged; or refused.
 
-pytest -m slow tests/test_encoders.py     # all families; writes docs/encoders.md
+pytest -m "" tests/test_encoders.py     # all families; writes docs/encoders.md
 """
 
 import contextlib
@@ -200,9 +200,13 @@ def table_row(family: str, done: SimpleNamespace, out: Path) -> str:
 
 INTRO = f"""# Encoders
 
-`pytest -m "" tests/test_encoders.py` writes this page, here with transformers {transformers.__version__}. It tries
-every family in transformers' `MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING`, with a tiny configuration and random weights,
-on a CPU, in fp32 and in bf16:
+```bash
+pytest -m "" tests/test_encoders.py
+```
+
+This command writes this page, here with transformers {transformers.__version__}. It tries every family in
+transformers' `MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING`, with a tiny configuration and random weights, on a CPU, in fp32
+and in bf16:
 
 - five steps; the same run, resumed from the files that a kill after the third step leaves: equal byte for byte;
 - on two ranks in fp32: equal to one rank up to rounding, and resumed there in the same way: equal byte for byte;

@@ -3,7 +3,6 @@
 
 import contextlib
 import fcntl
-import html
 import json
 import os
 import pty
@@ -672,13 +671,3 @@ def test_reading_shows_its_progress_and_speed_in_little_memory(sentences, encode
     for folder in Path(datasets.config.HF_DATASETS_CACHE).iterdir():  # a million sentences are half a gigabyte
         if sentences > 10_000 and folder.is_dir():
             shutil.rmtree(folder)
-
-
-def test_the_readmes_examples_are_read(tmp_path):
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|") and "<pre>" in line]
-    examples = [html.unescape(row.partition("<pre>")[2].partition("</pre>")[0]).replace("<br>", "\n") for row in rows]
-    readable = [text for text, row in zip(examples, rows) if "--train_file" in row and "parquet" not in row]
-    assert len(rows) == 11 and len(readable) == 8
-    for text in readable:
-        (tmp_path / "x").write_text(re.sub(r" ?\.\.\.", "\t_" * 5, text) if text.startswith("# text") else text + "\n")
-        assert read(tmp_path / "x", **{"task_name": "pos"} if text.startswith("# text") else {})
