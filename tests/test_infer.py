@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import sklearn.metrics
-from conftest import ROOT, read, results, run, train
+from conftest import ROOT, read, results, run, run_python, train
 from transformers import AutoModelForTokenClassification, pipeline
 
 import data
@@ -121,7 +121,7 @@ def test_the_saved_model_scores_what_training_measured(trained, tagger):
 
 
 def test_the_command_line_as_the_readme_has_it(trained):
-    as_text = run("infer.py", trained, README, "It rained.")
+    as_text = run_python("infer.py", trained, README, "It rained.")
     assert as_text.returncode == 0, as_text.stderr
     assert "49-57" in as_text.stdout and "Brooklyn" in as_text.stdout and "It rained." in as_text.stdout
 
