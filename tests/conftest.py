@@ -54,6 +54,28 @@ def pytest_configure(config):
         config.option.markexpr = "not slow"
 
 
+# Two processes run the normal suite, a file each at a time. These files take longest, and are begun first.
+LONGEST = ("test_encoders.py", "test_faults.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """`pytest` runs the normal suite in several processes. Chosen tests, `-m`, `-s` and `--pdb` need one: `-n 0`."""
+    option = config.option
+    chosen = option.keyword or "-m" in config.invocation_params.args or not all(map(os.path.isdir, config.args))
+    if getattr(option, "numprocesses", 0) is not None or hasattr(config, "workerinput"):
+        return  # -n is given, pytest-xdist is missing, or this is one of its processes
+    if not (chosen or option.usepdb or option.capture == "no" or option.collectonly or option.lf or option.stepwise):
+        cores = len(os.sched_getaffinity(0))
+        option.numprocesses = min(cores, 4) if cores > 1 else 0
+        option.dist, option.loadscopereorder = "loadfile", False
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def data_args(**flags) -> argparse.Namespace:
     """The parsed flags of the data: data_args(train_file="x.conll")."""
     return data.get_args([f"--{name}={value}" for name, value in flags.items() if value is not None])
@@ -213,6 +235,15 @@ def still(encoders, tmp_path_factory) -> str:
     )
     AutoModel.from_pretrained(encoders["wordpiece"], config=config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(encoders["wordpiece"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_tagger(encoders, tmp_path_factory) -> str:
+    """The WordPiece encoder after 120 steps on the embedded corpus: its tags are as good as random ones."""
+    folder = str(tmp_path_factory.mktemp("small-tagger") / "out")
+    flags = ["--learning_rate", 5e-3, "--max_steps", 120, "--eval_steps", 60]
+    train("--output_dir", folder, "--model_name_or_path", encoders["wordpiece"], *flags)
     return folder
 
 

@@ -34,6 +34,11 @@ def tagger(trained) -> infer.Tagger:
     return infer.Tagger(trained, precision="fp32")
 
 
+@pytest.fixture(scope="session")
+def pipe(trained):
+    return pipeline("token-classification", trained)
+
+
 def test_the_saved_model_loads_with_its_labels(trained):
     config = AutoModelForTokenClassification.from_pretrained(trained).config
     assert (
@@ -45,8 +50,8 @@ def test_the_saved_model_loads_with_its_labels(trained):
 
 @pytest.mark.parametrize("text", FIVE)
 @pytest.mark.parametrize("strategy", ["simple", "first", "average", "max"])
-def test_entities_equal_the_pipelines(trained, tagger, text, strategy):
-    theirs = pipeline("token-classification", trained, aggregation_strategy=strategy)(text)
+def test_entities_equal_the_pipelines(pipe, tagger, text, strategy):
+    theirs = pipe(text, aggregation_strategy=strategy)
     ours = tagger(text, aggregation_strategy=strategy)
     assert [(e["entity_group"], e["start"], e["end"]) for e in ours] == [
         (e["entity_group"], e["start"], e["end"]) for e in theirs
