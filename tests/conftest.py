@@ -61,13 +61,13 @@ LONGEST = ("test_encoders.py", "test_faults.py")
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
     """`pytest` runs the normal suite in several processes. Chosen tests, `-m`, `-s` and `--pdb` need one: `-n 0`."""
-    option = config.option
-    chosen = option.keyword or "-m" in config.invocation_params.args or not all(map(os.path.isdir, config.args))
+    option, cores = config.option, len(os.sched_getaffinity(0))
     if getattr(option, "numprocesses", 0) is not None or hasattr(config, "workerinput"):
         return  # -n is given, pytest-xdist is missing, or this is one of its processes
-    if not (chosen or option.usepdb or option.capture == "no" or option.collectonly or option.lf or option.stepwise):
-        cores = len(os.sched_getaffinity(0))
-        option.numprocesses = min(cores, 4) if cores > 1 else 0
+    is_chosen = option.keyword or "-m" in config.invocation_params.args or not all(map(os.path.isdir, config.args))
+    needs_one = any(config.getoption(name, False) for name in ("usepdb", "collectonly", "lf", "stepwise"))
+    if cores > 1 and option.capture != "no" and not is_chosen and not needs_one:
+        option.numprocesses = min(cores, 4)
         option.dist, option.loadscopereorder = "loadfile", False
 
 

@@ -426,7 +426,7 @@ def choose(rank: int, folder: str) -> None:
 
 
 def test_ranks_that_choose_differently_are_refused(tmp_path):
-    torch.multiprocessing.spawn(choose, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(choose, (str(tmp_path),), 2, start_method="fork")
 
 
 def test_an_empty_share_of_a_batch_and_the_layers_that_are_sharded(tmp_path):
