@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, read, results, run, train
+from conftest import ROOT, read, results, run
 
 import infer
 from util import documents, tag_files
@@ -32,12 +32,9 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model(encoders, tmp_path_factory) -> str:
-    folder = str(tmp_path_factory.mktemp("trained") / "out")
-    flags = ["--learning_rate", 5e-3, "--max_steps", 120, "--eval_steps", 60]
-    train("--output_dir", folder, "--model_name_or_path", encoders["wordpiece"], *flags)
-    return folder
+@pytest.fixture
+def model(small_tagger) -> str:
+    return small_tagger
 
 
 def tag(*flags, stdin: bytes = b"") -> str:
