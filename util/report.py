@@ -24,6 +24,7 @@ from util.entity_errors import (
     sentence_numbers,
 )
 from util.run_dir import atomic_write_text
+from util.text_table import with_interval
 
 MAX_SENTENCES = 500  # of a page
 MAX_CONFUSED = 50  # types of the confusion matrix
@@ -33,12 +34,6 @@ def format_cell(value) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def format_score(scores: dict, name: str) -> str:
-    """0.8858 ± 0.021: a score and half the width of its 95 % interval, if there is one."""
-    interval = scores.get(f"{name}_ci95")
-    return f"{scores[name]:.4f}" + (f" ± {(interval[1] - interval[0]) / 2:.3f}" if interval else "")
 
 
 def format_signed(value: float) -> str:
@@ -62,7 +57,12 @@ def format_p_value(value: float | None) -> str:
 _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
-_templates.filters |= {"cell": format_cell, "score": format_score, "signed": format_signed, "interval": format_interval}
+_templates.filters |= {
+    "cell": format_cell,
+    "score": with_interval,
+    "signed": format_signed,
+    "interval": format_interval,
+}
 _templates.filters |= {"p_value": format_p_value, "shortened": charts.shortened}
 _templates.globals["error_kinds"] = [*ERROR_KINDS]
 # Macros return Markup, which escapes the strings that it is joined with; the functions below return str.
