@@ -441,10 +441,10 @@ def main() -> None:
     results |= {"world_size": ranks.world_size, "precision": precision}
     results |= {"fingerprint": fingerprint, "code": CODE_DIGEST}
     log_hparams(writer, args, plan.global_batch_size, results, state.step)
-    on_rank0(publisher.write_card, all_scores, state.train_seconds)
-    on_rank0(run_dir.finish_run, args.output_dir, results)
     writer.close()
+    on_rank0(publisher.write_card, all_scores, state.train_seconds)
     on_rank0(report.write_report, args.output_dir, state.best_scores, val_set, None, train_set, state.best_step)
+    on_rank0(run_dir.finish_run, args.output_dir, results)
     log_results(results, log)
     log(f"the {'best' if val_set else 'last'} model (step {state.best_step}) is in {args.output_dir}")
     publisher.push(f"Finished after {state.step} steps")
