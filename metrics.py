@@ -1,6 +1,8 @@
 """From logits to scores: one tag a word, every word of a split exactly once, scored by seqeval.
 
 logits [B, L, C] of each batch -> decode -> gather (all ranks, one collective) -> in_file_order -> score -> table
+
+python metrics.py outputs_a outputs_b       # compares two finished runs on the same file; writes comparison.html
 """
 
 import warnings
@@ -12,8 +14,10 @@ from seqeval.metrics import classification_report
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
+from util import comparison
 from util.device import synchronize, to_device
-from util.entity_counts import STRICT_SCHEMES, count
+from util.distributed import exit_on_error
+from util.entity_counts import STRICT_SCHEMES, count, tag_scores
 from util.intervals import add_intervals
 from util.tag_schemes import PREFIXES, canonical, prefix
 from util.text_table import aligned, with_interval
@@ -171,7 +175,7 @@ def score(
         overall = report.pop("micro avg")
         types = {name: row for name, row in sorted(report.items()) if name not in ("macro avg", "weighted avg")}
     else:
-        types = _tag_scores(gold, predicted, label_list)
+        types = tag_scores(gold, predicted, label_list)
         overall = {key: np.mean([row[key] for row in types.values()]) for key in ("precision", "recall", "f1")}
     scores |= {key: float(overall[key]) for key in ("precision", "recall", "f1")}
     scores["per_entity"] = {}
@@ -180,22 +184,6 @@ def score(
         scores["per_entity"][name] = numbers | {"support": int(row["support"])}
     add_intervals(scores, count(gold, predicted, lengths, label_list, scheme, strict))
     return scores
-
-
-def _tag_scores(gold: np.ndarray, predicted: np.ndarray, label_list: list[str]) -> dict[str, dict]:
-    """Precision, recall and F1 of every tag that occurs; 0 where nothing is predicted or nothing is gold."""
-    size = len(label_list)
-    correct = np.bincount(gold[gold == predicted], minlength=size)
-    num_predicted = np.bincount(predicted, minlength=size)
-    support = np.bincount(gold, minlength=size)
-    columns = {
-        "precision": correct / np.maximum(num_predicted, 1),
-        "recall": correct / np.maximum(support, 1),
-        "f1": 2 * correct / np.maximum(num_predicted + support, 1),
-        "support": support,
-    }
-    occurring = np.flatnonzero(num_predicted + support)
-    return {label_list[i]: {key: column[i] for key, column in columns.items()} for i in occurring}
 
 
 def flatten_scores(scores: dict) -> dict[str, float]:
@@ -214,3 +202,7 @@ def table(scores: dict) -> str:
     for name, row in (scores["per_entity"] | {"all": scores | {"support": support}}).items():
         rows.append([name, *(with_interval(row, column) for column in columns), f"{row['support']:,}"])
     return aligned(rows)
+
+
+if __name__ == "__main__":
+    exit_on_error(comparison.main)()

@@ -38,6 +38,7 @@ from util.nonfinite import NonFiniteGuard
 from util.packed import packed_collate
 from util.partial_embedding import train_used_embeddings
 from util.plan import make_plan
+from util.predictions import write_predictions
 from util.pretrained import load_encoder
 from util.run_ner_flags import translate
 from util.sharding import full_tensor
@@ -403,6 +404,7 @@ def main() -> None:
                     state.best_step, state.best_scores = state.step, scores
                     modeling.save_model(raw_model, tokenizer, args.output_dir)
                     state.best_model = on_rank0(run_dir.model_digest, args.output_dir)
+                    on_rank0(write_predictions, args.output_dir, "eval", val_set, predictions)
                     on_rank0(report.write_report, args.output_dir, scores, val_set, predictions, train_set, state.step)
                     on_rank0(publisher.write_card, {"validation": scores}, state.train_seconds)
                     publisher.push(f"Step {state.step}: {line}")
@@ -435,7 +437,8 @@ def main() -> None:
     all_scores = {"eval": state.best_scores} if val_set else {}
     if "test" in splits:
         best_model = modeling.load_best(args.output_dir, raw_model, precision)
-        all_scores["test"], _ = evaluate(best_model, splits["test"], args, pad_values, autocast)
+        all_scores["test"], predictions = evaluate(best_model, splits["test"], args, pad_values, autocast)
+        on_rank0(write_predictions, args.output_dir, "test", splits["test"], predictions)
         log_scalars(writer, "test", metrics.flatten_scores(all_scores["test"]), state.step)
     results = run_dir.make_results(state, plan.steps_per_epoch, all_scores)
     results |= {"world_size": ranks.world_size, "precision": precision}

@@ -30,7 +30,7 @@ def count(
     strict: bool = False,
 ) -> Counts:  # fmt: skip
     """gold [W] and predicted [W] label ids, words per sentence [S] -> Counts, whose sums are those of seqeval."""
-    types, type_of_label = _types(label_list, scheme)
+    types, _ = _types(label_list, scheme)
     num_groups, num_types = min(len(lengths), MAX_GROUPS), len(types)
     group_of_sentence = np.arange(len(lengths)) * num_groups // max(1, len(lengths))
     group = np.repeat(group_of_sentence, lengths)  # [W]
@@ -39,17 +39,7 @@ def count(
         cells = group[entities[:, 0]] * num_types + entities[:, 2]
         return np.bincount(cells, minlength=num_groups * num_types).reshape(num_groups, num_types)
 
-    sides = []
-    for tags in (gold, predicted):
-        if not scheme:
-            words = np.arange(len(tags))
-            spans = np.stack([words, words + 1], axis=1)
-        elif strict:
-            spans = _strict_spans(tags, lengths, label_list, scheme)
-        else:
-            spans = entity_spans(tags, lengths, label_list)
-        sides.append(np.column_stack([spans, type_of_label[tags[spans[:, 0]]]]))  # [E, 3]: start, end, type
-    of_gold, of_predicted = sides
+    of_gold, of_predicted = (typed_spans(tags, lengths, label_list, scheme, strict)[0] for tags in (gold, predicted))
     predicted_at = np.zeros((len(gold), 2), np.int64)  # end and type of the predicted entity that starts at a word
     predicted_at[of_predicted[:, 0]] = of_predicted[:, 1:]
     correct = of_gold[(predicted_at[of_gold[:, 0]] == of_gold[:, 1:]).all(axis=1)]
@@ -59,6 +49,21 @@ def count(
     num_correct_words = np.bincount(group[gold == predicted], minlength=num_groups)
     words = np.stack([num_correct_words, num_words, num_words], axis=1)[:, None]
     return Counts([name for name, keep in zip(types, occurs) if keep], entities[:, occurs], words, not scheme)
+
+
+def typed_spans(
+    tags: np.ndarray, lengths: np.ndarray, label_list: list[str], scheme: str | None, strict: bool = False
+) -> tuple[np.ndarray, list[str]]:
+    """tags [W] -> entities [E, 3]: first word, the word after the last, type; and the names of the types."""
+    types, type_of_label = _types(label_list, scheme)
+    if not scheme:
+        words = np.arange(len(tags))
+        spans = np.stack([words, words + 1], axis=1)
+    elif strict:
+        spans = _strict_spans(tags, lengths, label_list, scheme)
+    else:
+        spans = entity_spans(tags, lengths, label_list)
+    return np.column_stack([spans, type_of_label[tags[spans[:, 0]]]]), types
 
 
 def _types(label_list: list[str], scheme: str | None) -> tuple[list[str], np.ndarray]:
@@ -80,3 +85,19 @@ def _strict_spans(tags: np.ndarray, lengths: np.ndarray, label_list: list[str], 
     for start, found in zip((ends - lengths).tolist(), Entities(sentences, STRICT_SCHEMES[scheme]).entities):
         spans += [(start + entity.start, start + entity.end) for entity in found]
     return np.array(spans, np.int64).reshape(-1, 2)
+
+
+def tag_scores(gold: np.ndarray, predicted: np.ndarray, label_list: list[str]) -> dict[str, dict]:
+    """Precision, recall and F1 of every tag that occurs; 0 where nothing is predicted or nothing is gold."""
+    size = len(label_list)
+    correct = np.bincount(gold[gold == predicted], minlength=size)
+    num_predicted = np.bincount(predicted, minlength=size)
+    support = np.bincount(gold, minlength=size)
+    columns = {
+        "precision": correct / np.maximum(num_predicted, 1),
+        "recall": correct / np.maximum(support, 1),
+        "f1": 2 * correct / np.maximum(num_predicted + support, 1),
+        "support": support,
+    }
+    occurring = np.flatnonzero(num_predicted + support)
+    return {label_list[i]: {key: column[i] for key, column in columns.items()} for i in occurring}

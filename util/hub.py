@@ -99,7 +99,9 @@ def _one_line(error: Exception) -> str:
 def push(
     folder: str, repo_id: str, message: str, log: Callable[[str], None], previous: Future | None = None
 ) -> Future | None:
-    """Uploads an output folder without its checkpoints, in the background.
+    """Uploads an output folder without its checkpoints and predictions, in the background.
+
+    Predictions contain the words of a corpus, which may not be public.
 
     Returns a future of the URL, or of None if the upload fails. A failure is logged, and training continues.
     previous: the future of the upload before. It is cancelled if it has not started, since only the newest
@@ -109,7 +111,7 @@ def push(
         previous.cancel()
     snapshot = tempfile.mkdtemp(dir=folder, prefix=".pushing-")
     try:
-        ignored = shutil.ignore_patterns("checkpoints", ".*", "*.new")
+        ignored = shutil.ignore_patterns("checkpoints", ".*", "*.new", "*_predictions.conll")
         shutil.copytree(folder, snapshot, copy_function=_link, ignore=ignored, dirs_exist_ok=True)
     except OSError as error:
         shutil.rmtree(snapshot, ignore_errors=True)

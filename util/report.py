@@ -23,6 +23,7 @@ from util.entity_errors import (
     find_errors,
     sentence_numbers,
 )
+from util.predictions import predictions_path, read_predictions
 from util.run_dir import atomic_write_text
 from util.text_table import with_interval
 
@@ -158,7 +159,8 @@ def write_report(folder: str, scores: dict, split, predictions: tuple | None, tr
 
 def _read_predictions(folder: str, split) -> tuple[np.ndarray, np.ndarray] | None:
     """Predicted ids and probabilities [W] of the best model, or None if the folder does not have them."""
-    return None
+    path = predictions_path(folder, "eval")
+    return read_predictions(path).of_split(split) if os.path.exists(path) else None
 
 
 def _bars(rows: dict) -> charts.BarChart:
