@@ -23,6 +23,8 @@ from util.entity_errors import (
     find_errors,
     sentence_numbers,
 )
+from util.lines import conll_word
+from util.predictions import predictions_path, read_predictions
 from util.run_dir import atomic_write_text
 
 MAX_SENTENCES = 500  # of a page
@@ -158,7 +160,14 @@ def write_report(folder: str, scores: dict, split, predictions: tuple | None, tr
 
 def _read_predictions(folder: str, split) -> tuple[np.ndarray, np.ndarray] | None:
     """Predicted ids and probabilities [W] of the best model, or None if the folder does not have them."""
-    return None
+    try:
+        found = read_predictions(predictions_path(folder, "eval"))
+    except (OSError, ValueError):  # of a run that an older version began
+        return None
+    ids = {conll_word(label): i for i, label in enumerate(split.label_list)}
+    if len(found.predicted) != len(split.tags) or not ids.keys() >= set(found.predicted):
+        return None
+    return np.array([ids[label] for label in found.predicted], np.int64), found.probabilities
 
 
 def _bars(rows: dict) -> charts.BarChart:
@@ -286,10 +295,8 @@ def _line_names(names) -> tuple[str, str]:
 
 
 def change_of(sentence) -> str:
-    """Whether the second run has fewer wrong entities in a sentence (better), more (worse), or as many (same)."""
-    gold = set(sentence.gold)
-    errors_a, errors_b = (len(gold.symmetric_difference(side)) for side in (sentence.a, sentence.b))
-    return "better" if errors_b < errors_a else "worse" if errors_b > errors_a else "same"
+    """How the number of wrong entities in a sentence changes from the first run to the second."""
+    return "better" if sentence.new_errors < 0 else "worse" if sentence.new_errors > 0 else "same"
 
 
 def _changed_sentence(sentence) -> dict:
