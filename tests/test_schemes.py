@@ -514,7 +514,8 @@ def test_a_model_without_b_is_evaluated_on_both_schemes(scheme, iob1_model, tmp_
     assert shown == pytest.approx(loss, abs=2e-4) and f"accuracy {accuracy:.4f}" in printed
     report = seqeval.metrics.classification_report(gold, predicted, output_dict=True, zero_division=0)
     for kind in ("PER", "ORG", "LOC"):
-        row = re.search(rf"^{kind} +([0-9.]+) +([0-9.]+) +([0-9.]+) +([0-9,]+)$", printed, re.MULTILINE)
+        score = "([0-9.]+) ± [0-9.]+"
+        row = re.search(rf"^{kind} +{score} +{score} +{score} +([0-9,]+)$", printed, re.MULTILINE)
         numbers = [f"{report[kind][name]:.4f}" for name in ("precision", "recall", "f1-score")]
         assert [*row.groups()] == [*numbers, f"{report[kind]['support']:,}"]
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("note: ", "warning: "))]

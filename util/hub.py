@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from util.distributed import get_ranks, on_rank0
 from util.pretrained import MINILM
 from util.run_dir import FLAGS_WITHOUT_EFFECT_ON_RESULTS, atomic_write_text
+from util.text_table import with_interval
 
 TASK = "token-classification"
 METRICS = ["f1", "precision", "recall", "accuracy"]
@@ -71,6 +72,7 @@ def model_card(name: str, settings: dict, scores: dict[str, dict], facts: dict[s
         dataset=dataset,
         scores=scores,
         facts=facts | flags,
+        show=with_interval,
     )
     return f"{card}\n"
 
