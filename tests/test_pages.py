@@ -1,5 +1,6 @@
 """report.html and --format html in a real browser, without network: they load, filter, and do not execute text."""
 
+import dataclasses
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from torch.utils.tensorboard import SummaryWriter
+from util.comparison import ChangedSentence, Comparison, ComparisonRow
+from util.predictions import write_predictions
 
 import metrics
 from util import charts, entity_errors, report
@@ -58,6 +61,7 @@ def page(**more) -> str:
     split = Labelled(SENTENCES, GOLD, LABELS)
     tags = np.array([LABELS.index(tag) for tag in FOUND])
     scores = metrics.score(split.tags, tags, split.lengths, LABELS, "IOB2")
+    scores.pop("accuracy_ci95")  # scores of a checkpoint of an older version have none
     for row in (scores, *scores["per_entity"].values()):
         row |= {f"{name}_ci95": [row[name] / 2, row[name] + 0.1] for name in ("precision", "recall", "f1")}
     more = {"curves": CURVES, "best_step": 300} | more
@@ -214,6 +218,29 @@ def test_scores_without_predictions_or_curves():
     assert "<svg" in found and "Errors" not in found and 'id="training"' not in found
 
 
+def test_at_the_end_the_report_has_all_steps_and_the_predictions_of_the_best_model(tmp_path):
+    split = Labelled(SENTENCES, GOLD, LABELS)
+    tags = np.array([LABELS.index(tag) for tag in FOUND])
+    scores = metrics.score(split.tags, tags, split.lengths, LABELS, "IOB2")
+    predictions = tags, np.full(len(tags), 0.75)
+    train_set = SimpleNamespace(entities={("LOC", "Oslo")})
+    writer = SummaryWriter(str(tmp_path / "runs"), purge_step=1)
+    pages = []
+    for step, saved in ((10, predictions), (20, None)):
+        writer.add_scalar("train/loss", 0.5, step)
+        writer.flush()
+        write_predictions(str(tmp_path), "eval", split, predictions)
+        report.write_report(str(tmp_path), scores, split, saved, train_set, 10)
+        pages.append((tmp_path / "report.html").read_text(encoding="utf-8"))
+    writer.close()
+    first, last = (page.partition("<h2>Scores by type</h2>")[2] for page in pages)
+    assert first == last and "<article>" in last
+    assert "at step 20" in pages[1] and "at step 20" not in pages[0] and "best model: step 10" in pages[1]
+    (tmp_path / "eval_predictions.conll").unlink()  # a run that an older version began
+    report.write_report(str(tmp_path), scores, split, None, train_set, 10)
+    assert "<article>" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_many_types():
     """The confusion matrix has a limit; every type has a bar."""
     labels = ["O", *(f"B-{'long-' * 6}{i}" for i in range(200))]
@@ -333,7 +360,7 @@ return [
 @pytest.mark.parametrize("dark", [False, True])
 def test_text_is_readable_in_both_colour_schemes(browser, tmp_path, dark):
     """The contrast by WCAG is at least 4.5 for text, and 3 for curves and bars."""
-    pages = {"report.html": page(), "comparison.html": report.render_comparison(comparison())}
+    pages = {"report.html": page(), "comparison.html": report.render_comparison(compared())}
     feature = {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
     for name, html in pages.items():
@@ -348,39 +375,39 @@ def test_text_is_readable_in_both_colour_schemes(browser, tmp_path, dark):
                 assert (high + 0.05) / (low + 0.05) >= least, (name, pair)
 
 
-def comparison() -> SimpleNamespace:
-    """A comparison of util/comparison.py of two runs on SENTENCES."""
+def compared() -> Comparison:
+    """Two runs on SENTENCES."""
 
-    def row(name: str, support: int, f1_a: float, f1_b: float, p_value: float):
+    def row(name: str, support: int, f1_a: float, f1_b: float, p_value: float) -> ComparisonRow:
         a, b = ({"precision": f1, "recall": f1, "f1": f1} for f1 in (f1_a, f1_b))
-        interval = [f1_b - f1_a - 0.1, f1_b - f1_a + 0.1]
-        return SimpleNamespace(
-            type=name, support=support, a=a, b=b, difference=f1_b - f1_a, interval=interval, p_value=p_value
-        )
+        difference = f1_b - f1_a
+        return ComparisonRow(name, support, a, b, difference, [difference - 0.1, difference + 0.1], p_value)
 
     maria, york, oslo, evil = (0, 2, "PER"), (3, 5, "LOC"), (0, 1, "LOC"), (0, 1, "<b>")
     changed = [
-        SimpleNamespace(number=1, words=SENTENCES[0], gold=[maria, york], a=[york], b=[maria, york]),
-        SimpleNamespace(number=2, words=SENTENCES[1], gold=[oslo], a=[oslo], b=[]),
-        SimpleNamespace(number=3, words=SENTENCES[2], gold=[], a=[evil], b=[(1, 2, "PER")]),
+        ChangedSentence(1, SENTENCES[0], [maria, york], [york], [maria, york]),
+        ChangedSentence(2, SENTENCES[1], [oslo], [oslo], []),
+        ChangedSentence(3, SENTENCES[2], [], [evil], [(1, 2, "PER")]),
     ]
     rows = [row("LOC", 2, 0.5, 0.75, 0.25), row("PER", 3, 0.8, 0.8, 1.0), row("all", 5, 0.6, 0.7, 0.0001)]
-    return SimpleNamespace(
-        names=("runs/a<b>", "a-rather-long-name"),
-        split="test",
-        num_sentences=4,
-        num_words=16,
-        rows=rows,
-        changed=changed,
-    )
+    names = ("runs/a<b>", "a-rather-long-name")
+    return Comparison(names, "test", 4, 16, rows, row("accuracy", 16, 0.9, 0.95, 0.5), changed, "a <note>")
 
 
 def test_the_comparison_in_a_browser(browser, tmp_path):
-    (tmp_path / "comparison.html").write_text(report.render_comparison(comparison()), encoding="utf-8")
+    (tmp_path / "comparison.html").write_text(report.render_comparison(compared()), encoding="utf-8")
     opened(browser, tmp_path / "comparison.html")
     assert browser.title == "runs/a<b> and a-rather-long-name on test"
     text = browser.find_element("tag name", "body").text
-    for part in ("+0.1000", "[+0.000, +0.200]", "< 0.001", "3 of 4 sentences", "better in 1, worse in 1", "…long-name"):
+    for part in (
+        "+0.1000",
+        "[+0.000, +0.200]",
+        "< 0.001",
+        "3 of 4 sentences",
+        "better in 1, worse in 1",
+        "…long-name",
+        "a <note>",
+    ):
         assert part in text, part
     order, widths = "return [...document.querySelectorAll('rect')]", ".filter(e => e.closest('svg[role=img]'))"
     bars = browser.execute_script(f"{order}{widths}.map(e => e.getBoundingClientRect().width)")
@@ -397,7 +424,7 @@ def test_the_comparison_in_a_browser(browser, tmp_path):
 
 
 def test_runs_without_differences():
-    found = report.render_comparison(SimpleNamespace(**vars(comparison()) | {"changed": []}))
+    found = report.render_comparison(dataclasses.replace(compared(), changed=[]))
     assert "0 of 4 sentences" in found and "<article" not in found and "<script>" not in found
 
 

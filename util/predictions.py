@@ -28,8 +28,13 @@ class Predictions(NamedTuple):
     lengths: np.ndarray  # [S] words of every sentence
 
     def of_split(self, split) -> tuple[np.ndarray, np.ndarray]:
-        """The predicted label ids [W] and their probabilities [W], as they were written."""
+        """The predicted label ids [W] and their probabilities [W], as they were written.
+
+        Raises ValueError if these are not predictions of this split.
+        """
         ids = {conll_word(label): i for i, label in enumerate(split.label_list)}
+        if len(self.predicted) != len(split.tags) or not ids.keys() >= set(self.predicted):
+            raise ValueError(f"not the predictions of {split.name}")
         return np.array([ids[tag] for tag in self.predicted], np.int64), self.probabilities
 
 

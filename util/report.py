@@ -159,8 +159,10 @@ def write_report(folder: str, scores: dict, split, predictions: tuple | None, tr
 
 def _read_predictions(folder: str, split) -> tuple[np.ndarray, np.ndarray] | None:
     """Predicted ids and probabilities [W] of the best model, or None if the folder does not have them."""
-    path = predictions_path(folder, "eval")
-    return read_predictions(path).of_split(split) if os.path.exists(path) else None
+    try:
+        return read_predictions(predictions_path(folder, "eval")).of_split(split)
+    except (OSError, ValueError):  # of a run that an older version began
+        return None
 
 
 def _bars(rows: dict) -> charts.BarChart:
@@ -288,10 +290,8 @@ def _line_names(names) -> tuple[str, str]:
 
 
 def change_of(sentence) -> str:
-    """Whether the second run has fewer wrong entities in a sentence (better), more (worse), or as many (same)."""
-    gold = set(sentence.gold)
-    errors_a, errors_b = (len(gold.symmetric_difference(side)) for side in (sentence.a, sentence.b))
-    return "better" if errors_b < errors_a else "worse" if errors_b > errors_a else "same"
+    """How the number of wrong entities in a sentence changes from the first run to the second."""
+    return "better" if sentence.new_errors < 0 else "worse" if sentence.new_errors > 0 else "same"
 
 
 def _changed_sentence(sentence) -> dict:

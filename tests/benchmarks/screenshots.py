@@ -3,7 +3,9 @@
 python tests/benchmarks/screenshots.py        # trains on samples/ twice; needs chromium and chromium-driver
 """
 
+import base64
 import html
+import shlex
 import shutil
 import socket
 import subprocess
@@ -23,10 +25,9 @@ TERMINAL = """<body style="margin: 0; padding: 24px; background: #16181c; color:
 
 def run(*command: str, cwd: Path) -> str:
     """Runs a script of the repository in a folder. Returns the command and what it prints, as a terminal shows it."""
-    done = subprocess.run(
-        [sys.executable, ROOT / command[0], *command[1:]], cwd=cwd, check=True, capture_output=True, text=True
-    )
-    return f"$ python {' '.join(command)}\n{done.stdout}"
+    arguments = [sys.executable, ROOT / command[0], *command[1:]]
+    printed = subprocess.run(arguments, cwd=cwd, check=True, capture_output=True, text=True).stdout
+    return f"$ python {shlex.join(command)}\n{printed}"
 
 
 def open_browser() -> webdriver.Chrome:
@@ -37,14 +38,15 @@ def open_browser() -> webdriver.Chrome:
     return webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
 
 
-def shoot(browser, url: str, name: str, height: int, wait: float = 0, width: int = WIDTH) -> None:
-    """Saves the top of a page."""
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+def shoot(browser, url: str, name: str, max_height: int, wait: float = 0) -> None:
+    """Saves the top of a page, at most max_height pixels."""
+    browser.set_window_size(WIDTH, max_height)
     browser.get(url)
     time.sleep(wait)
-    browser.save_screenshot(str(FOLDER / name))
-    print(f"{name}: {(FOLDER / name).stat().st_size / 1000:.0f} kB")
+    height = browser.execute_script("return Math.min(innerHeight, document.documentElement.scrollHeight)")
+    clip = {"x": 0, "y": 0, "width": WIDTH, "height": height, "scale": 1}
+    picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip})["data"]
+    (FOLDER / name).write_bytes(base64.b64decode(picture))
 
 
 def shoot_tensorboard(browser, runs: Path) -> None:
