@@ -253,9 +253,9 @@ def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
         return
     predicted, probabilities, losses = predictions
     scores = metrics.score(split.tags, predicted, split.lengths, label_list, split.scheme, flags.strict)
-    never = [f"the model never predicts {', '.join(unknown)}"] if unknown else []
-    for note in [*data_report.checks_of_file(split, tagger.window_size), *never]:
-        print(f"note: {note}", file=sys.stderr)
+    never = [f"warning: the model never predicts {', '.join(unknown)}"] if unknown else []
+    for line in [*data_report.checks_of_file(split, tagger.window_size), *never]:
+        print(line, file=sys.stderr)
     loss = "" if unknown else f", loss {losses.mean(dtype=np.float64):.4f}"
     print(f"{args.input_file}: {len(predicted):,} words{loss}, accuracy {scores['accuracy']:.4f}")
     print(metrics.table(scores))

@@ -25,6 +25,7 @@ os.environ |= {
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import copies  # noqa: E402
 import pytest  # noqa: E402
 import tokenizers  # noqa: E402
 import torch  # noqa: E402
@@ -53,6 +54,28 @@ def pytest_configure(config):
         config.option.markexpr = "not slow"
 
 
+# Two processes run the normal suite, a file each at a time. These files take longest, and are begun first.
+LONGEST = ("test_encoders.py", "test_faults.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """`pytest` runs the normal suite in several processes. Chosen tests, `-m`, `-s` and `--pdb` need one: `-n 0`."""
+    option, cores = config.option, len(os.sched_getaffinity(0))
+    if getattr(option, "numprocesses", 0) is not None or hasattr(config, "workerinput"):
+        return  # -n is given, pytest-xdist is missing, or this is one of its processes
+    is_chosen = option.keyword or "-m" in config.invocation_params.args or not all(map(os.path.isdir, config.args))
+    needs_one = any(config.getoption(name, False) for name in ("usepdb", "collectonly", "lf", "stepwise"))
+    if cores > 1 and option.capture != "no" and not is_chosen and not needs_one:
+        option.numprocesses = min(cores, 4)
+        option.dist, option.loadscopereorder = "loadfile", False
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 def data_args(**flags) -> argparse.Namespace:
     """The parsed flags of the data: data_args(train_file="x.conll")."""
     return data.get_args([f"--{name}={value}" for name, value in flags.items() if value is not None])
@@ -76,8 +99,25 @@ def sample_words(split: str = "train", limit: int = 400) -> list[list[str]]:
     return [sentence["tokens"] for sentence in read(ROOT / "samples" / f"{split}.conll")[:limit]]
 
 
-def run(*command, ranks: int = 1, timeout: int = 100, **env) -> subprocess.CompletedProcess:
-    """Runs a real command in a new process: run("train.py", "--seed", 1, ranks=2). A hang is a failure."""
+# Variables that the libraries read while they are loaded, or by which a test changes what they read.
+READ_WHILE_LOADING = ("HF_", "OMP_", "TOKENIZERS_")
+
+
+def run(*command, ranks: int = 1, timeout: int = 300, **env) -> subprocess.CompletedProcess:
+    """Runs a command in a process of its own: run("train.py", "--seed", 1, ranks=2). A hang is a failure.
+
+    A script runs in a process that is forked from one with all libraries loaded, see copies.py. What cannot be forked
+    is a new process: `run("-c", code)`, and a command with environment variables that the libraries read.
+    """
+    if not str(command[0]).endswith(".py") or any(name.startswith(READ_WHILE_LOADING) for name in env):
+        return run_python(*command, ranks=ranks, timeout=timeout, **env)
+    output = Path(tempfile.mkdtemp(dir=CACHE.name))
+    done = copies.start(ROOT, output / "run", *command, ranks=ranks, before=None, **env).wait(timeout)
+    return subprocess.CompletedProcess(command, done.code, done.stdout, done.stderr)
+
+
+def run_python(*command, ranks: int = 1, timeout: int = 300, **env) -> subprocess.CompletedProcess:
+    """Runs a command as a user does: `python ...`, or torchrun for several ranks. Loading the libraries takes 5 s."""
     mark = f"TEST_PROCESS={uuid.uuid4().hex}"
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     process = subprocess.Popen(
@@ -101,10 +141,10 @@ def run(*command, ranks: int = 1, timeout: int = 100, **env) -> subprocess.Compl
 def train(*flags, ranks: int = 1, **env) -> str:
     """Runs train.py, which has to succeed, and returns what it prints.
 
-    Several ranks are real processes. One rank runs in this process, which saves the imports.
+    Several ranks are processes. One rank runs in this process, unless environment variables are given.
     """
     if ranks > 1 or env:
-        done = run("train.py", *flags, ranks=ranks, timeout=300, **env)
+        done = run("train.py", *flags, ranks=ranks, **env)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
     import train as script
@@ -195,6 +235,15 @@ def still(encoders, tmp_path_factory) -> str:
     )
     AutoModel.from_pretrained(encoders["wordpiece"], config=config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(encoders["wordpiece"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_tagger(encoders, tmp_path_factory) -> str:
+    """The WordPiece encoder after 120 steps on the embedded corpus: its tags are as good as random ones."""
+    folder = str(tmp_path_factory.mktemp("small-tagger") / "out")
+    flags = ["--learning_rate", 5e-3, "--max_steps", 120, "--eval_steps", 60]
+    train("--output_dir", folder, "--model_name_or_path", encoders["wordpiece"], *flags)
     return folder
 
 

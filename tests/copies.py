@@ -1,19 +1,25 @@
-"""A copy of the project that a test edits and then runs.
+"""Commands in processes that are forked from one process with all libraries loaded, and copies of the project.
 
-Its commands run in processes that are forked from one process with all libraries loaded: a run of a few steps takes
-about a second. The forked process imports the scripts and util/ from the copy.
+Loading the libraries takes 5 s, and a forked command of a few steps about a second. The forked process imports the
+scripts and util/ itself: those of the project, or those of a copy that a test has edited.
 """
 
+import atexit
 import gc
 import importlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
+import runpy
 import shutil
+import signal
 import socket
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 LIBRARIES = ["datasets", "peft", "seqeval.metrics", "torch.utils.tensorboard", "torch.distributed.fsdp", "transformers"]
@@ -31,8 +37,7 @@ train.dropout_seed = dropout_seed
 """
 
 
-@dataclass
-class Finished:
+class Finished(NamedTuple):
     """A command that has ended. With several ranks: the code of the first that failed, the output of all."""
 
     code: int
@@ -47,11 +52,17 @@ class Command:
     output: Path
     processes: list = field(default_factory=list)
 
-    def wait(self, timeout: float = 100) -> Finished:
-        """Kills what still runs after the timeout, which is a failure."""
+    def wait(self, timeout: float = 300) -> Finished:
+        """Kills what still runs after the timeout, which is a failure. Like torchrun, ends all ranks if one fails."""
+        deadline, running = time.monotonic() + timeout, [*self.processes]
         try:
-            for process in self.processes:
-                process.join(timeout)
+            while running and time.monotonic() < deadline:
+                sentinels = [process.sentinel for process in running]
+                multiprocessing.connection.wait(sentinels, deadline - time.monotonic())
+                if any(process.exitcode for process in running):
+                    for process in running:
+                        process.terminate()
+                running = [process for process in running if process.exitcode is None]
             codes = [process.exitcode for process in self.processes]
         finally:
             for process in self.processes:
@@ -61,7 +72,29 @@ class Command:
             files = sorted(self.output.glob(f"{name}.*"))
             texts[name] = "".join(file.read_text() for file in files)
         assert None not in codes, f"{codes}: did not end in {timeout} s\n{texts}"
-        return Finished(next((code for code in codes if code), 0), **texts)
+        failed = [code for code in codes if code not in (0, -signal.SIGTERM)]
+        return Finished(next(iter(failed), max(codes, key=abs)), **texts)
+
+
+def start(folder: Path, output: Path, script: str, *flags, ranks: int = 1, before: str | None = "", **env) -> Command:
+    """Starts a command in `folder`. Its stdout and stderr are files in `output`.
+
+    before: Python code that runs in the process before main(). None: the script runs as `python SCRIPT` runs it.
+    """
+    command = Command(output)
+    command.output.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for rank in range(ranks):
+        environ = {name: str(value) for name, value in env.items()}
+        if ranks > 1:
+            environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            environ |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        arguments = (folder, script, [*map(str, flags)], environ, before, command.output)
+        process = _context().Process(target=_run, args=arguments)
+        process.start()
+        command.processes.append(process)
+    return command
 
 
 class Project:
@@ -96,18 +129,8 @@ class Project:
     def start(self, script: str, *flags, ranks: int = 1, before: str = "") -> Command:
         """Starts a command. before: Python code that runs in its process before main()."""
         self.num_commands += 1
-        command = Command(self.folder / f"command-{self.num_commands}")
-        command.output.mkdir()
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        for rank in range(ranks):
-            environ = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1"}
-            environ = {name: str(value) for name, value in (environ | {"MASTER_PORT": port}).items()}
-            arguments = (self.folder, script, [*map(str, flags)], environ if ranks > 1 else {}, before, command.output)
-            process = _context().Process(target=_run, args=arguments)
-            process.start()
-            command.processes.append(process)
-        return command
+        output = self.folder / f"command-{self.num_commands}"
+        return start(self.folder, output, script, *flags, ranks=ranks, before=before)
 
     def run(self, script: str, *flags, ranks: int = 1, before: str = "") -> str:
         """Runs a command, which has to succeed. Returns its standard output."""
@@ -122,19 +145,23 @@ def _context():
     return context
 
 
-def _run(folder: Path, script: str, flags: list[str], environ: dict, before: str, output: Path) -> None:
+def _run(folder: Path, script: str, flags: list[str], environ: dict, before: str | None, output: Path) -> None:
     """In the forked process."""
     rank = environ.get("RANK", "0")
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(output / f"{name}.{rank}", os.O_CREAT | os.O_WRONLY), number)
+    multiprocessing.set_start_method("fork", force=True)  # as in any new process
     os.environ.update(environ)
     os.chdir(folder)
-    sys.path[:] = [str(folder), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
+    others = (path for path in sys.path if Path(path or ".").resolve() not in (ROOT, ROOT / "tests"))
+    sys.path[:] = [str((folder / script).parent), *others]
     sys.argv = [script, *flags]
     try:
-        exec(before, {"os": os})
-        importlib.import_module(Path(script).stem).main()
+        if before is None:
+            runpy.run_path(str(folder / script), run_name="__main__")
+        else:
+            exec(before, {"os": os})
+            importlib.import_module(Path(script).stem).main()
     finally:
-        if environ and "util.distributed" in sys.modules:
-            gc.collect()
-            sys.modules["util.distributed"].leave_process_group()
+        gc.collect()
+        atexit._run_exitfuncs()  # multiprocessing does not

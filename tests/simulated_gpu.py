@@ -48,6 +48,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = str(ROOT / "train.py")
+TOOLS = (__file__, str(ROOT / "tests" / "copies.py"))  # the simulation, and what starts a test's process
 TOTAL_MEMORY = 80 * 2**30  # bytes
 aten = torch.ops.aten
 
@@ -248,7 +249,7 @@ def _place(frame) -> tuple[str, str, bool]:
     in_step, lines, names = _step_line(frame) > 0, [], []
     while frame is not None:
         path, name = frame.f_code.co_filename, frame.f_code.co_name
-        is_ours = path.startswith(f"{ROOT}{os.sep}") and "site-packages" not in path and path != __file__
+        is_ours = path.startswith(f"{ROOT}{os.sep}") and "site-packages" not in path and path not in TOOLS
         if is_ours or f"{os.sep}transformers{os.sep}" in path:
             lines.append(f"{os.path.basename(path)}:{frame.f_lineno}")
         if is_ours and not name.startswith("<"):  # no <module>, <lambda>, <listcomp>

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import sklearn.metrics
-from conftest import ROOT, read, results, run, train
+from conftest import ROOT, read, results, run, run_python, train
 from transformers import AutoModelForTokenClassification, pipeline
 
 import data
@@ -34,6 +34,11 @@ def tagger(trained) -> infer.Tagger:
     return infer.Tagger(trained, precision="fp32")
 
 
+@pytest.fixture(scope="session")
+def pipe(trained):
+    return pipeline("token-classification", trained)
+
+
 def test_the_saved_model_loads_with_its_labels(trained):
     config = AutoModelForTokenClassification.from_pretrained(trained).config
     assert (
@@ -45,8 +50,8 @@ def test_the_saved_model_loads_with_its_labels(trained):
 
 @pytest.mark.parametrize("text", FIVE)
 @pytest.mark.parametrize("strategy", ["simple", "first", "average", "max"])
-def test_entities_equal_the_pipelines(trained, tagger, text, strategy):
-    theirs = pipeline("token-classification", trained, aggregation_strategy=strategy)(text)
+def test_entities_equal_the_pipelines(pipe, tagger, text, strategy):
+    theirs = pipe(text, aggregation_strategy=strategy)
     ours = tagger(text, aggregation_strategy=strategy)
     assert [(e["entity_group"], e["start"], e["end"]) for e in ours] == [
         (e["entity_group"], e["start"], e["end"]) for e in theirs
@@ -121,7 +126,7 @@ def test_the_saved_model_scores_what_training_measured(trained, tagger):
 
 
 def test_the_command_line_as_the_readme_has_it(trained):
-    as_text = run("infer.py", trained, README, "It rained.")
+    as_text = run_python("infer.py", trained, README, "It rained.")
     assert as_text.returncode == 0, as_text.stderr
     assert "49-57" in as_text.stdout and "Brooklyn" in as_text.stdout and "It rained." in as_text.stdout
 

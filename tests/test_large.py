@@ -1,6 +1,7 @@
 """Large corpora: blocks, parts and processes change no result, and what is finished is not repeated after a kill."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import copies
 import datasets
 import numpy as np
 import pytest
@@ -196,29 +198,30 @@ def test_a_bad_line_is_named_and_finished_blocks_stay(encoders, corpus, tmp_path
 
 START = """
 import os, signal, sys
+import datasets
 import data
 from util import blocks, corpus_scan
+datasets.config.HF_DATASETS_CACHE = {cache!r}
 blocks.BLOCK_SIZE, corpus_scan.PART_SIZE = 4000, 200
 corpus_scan.MULTIPROCESS_ABOVE, corpus_scan.SCAN_BATCH_SIZE = 10, 50
-os.sched_getaffinity = lambda pid: {0, 1}
+os.sched_getaffinity = lambda pid: {{0, 1}}
 """
 
 
 @pytest.fixture
-def command(encoders, tmp_path):
-    """Starts `python data.py` with small blocks and parts: command(cache, code that is executed before main)."""
+def flags(encoders, tmp_path) -> list[str]:
     write_conll(tmp_path / "x.conll", read(ROOT / "samples" / "train.conll"))
-    flags = ["--train_file", tmp_path / "x.conll", "--model_name_or_path", encoders["wordpiece"]]
+    return ["--train_file", str(tmp_path / "x.conll"), "--model_name_or_path", encoders["wordpiece"]]
 
-    def start(cache, code: str = "") -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, "-c", f"{START}\n{code}\ndata.main()", *map(str, flags)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"HF_HOME": str(cache)},
-        )
+
+@pytest.fixture
+def command(flags, tmp_path):
+    """Starts `python data.py` with small blocks and parts: command(cache, code that is executed before main)."""
+    numbers = itertools.count()
+
+    def start(cache, code: str = "") -> copies.Command:
+        before = START.format(cache=str(cache)) + code
+        return copies.start(ROOT, tmp_path / f"printed{next(numbers)}", "data.py", *flags, before=before)
 
     return start
 
@@ -249,21 +252,21 @@ def is_running(pid: int) -> bool:
 @pytest.mark.slow
 def test_a_killed_command_continues_and_ends_like_one_that_was_not_killed(command, tmp_path):
     """SIGKILL at several moments: no worker survives, no finished file is written again, all files are the same."""
-    whole = command(tmp_path / "whole")
-    expected, errors = whole.communicate(timeout=200)
-    assert whole.returncode == 0, errors
+    code, expected, errors = command(tmp_path / "whole").wait()
+    assert code == 0, errors
     num_files, cache = len(finished_files(tmp_path / "whole")), tmp_path / "killed"
     finished, kills = {}, 0
     while True:
-        process = command(cache)
+        running = command(cache)
+        (process,) = running.processes
         goal = len(finished) + num_files // 6
-        while process.poll() is None and len(finished_files(cache)) < goal:
+        while process.exitcode is None and len(finished_files(cache)) < goal:
             time.sleep(0.01)
-        if process.poll() is not None:
+        if process.exitcode is not None:
             break
         workers = children_of(process.pid)
         process.kill()
-        process.wait()
+        process.join()
         kills += 1
         deadline = time.monotonic() + 10
         while any(is_running(worker) for worker in workers):
@@ -272,8 +275,8 @@ def test_a_killed_command_continues_and_ends_like_one_that_was_not_killed(comman
         now = finished_files(cache)
         assert {name: now[name] for name in finished} == finished
         finished = now
-    printed, errors = process.communicate()
-    assert process.returncode == 0 and kills >= 3, errors
+    code, printed, errors = running.wait()
+    assert code == 0 and kills >= 3, errors
     assert printed.splitlines()[1:] == expected.splitlines()[1:]
     now = finished_files(cache)
     assert {name: now[name] for name in finished} == finished
@@ -303,36 +306,38 @@ def killed_from_third_call_on(*arguments, **options):
     return original(*arguments, **options)
 {function} = killed_from_third_call_on
 """
-    process = command(tmp_path / "cache", code)
-    _, errors = process.communicate(timeout=100)
+    exit_code, _, errors = command(tmp_path / "cache", code).wait()
     place = place.format(source=tmp_path / "x.conll")
     expected = f"error: {place}: a process was killed (out of memory?); the same command continues\n"
-    assert (process.returncode, errors) == (2, expected)
+    assert (exit_code, errors) == (2, expected)
     finished = finished_files(tmp_path / "cache")
     assert finished
-    process = command(tmp_path / "cache")
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 0, errors
+    exit_code, _, errors = command(tmp_path / "cache").wait()
+    assert exit_code == 0, errors
     now = finished_files(tmp_path / "cache")
     assert {name: now[name] for name in finished} == finished and len(now) > len(finished)
 
 
-def test_ctrl_c_does_not_wait_for_blocks_that_are_being_read(command, tmp_path):
-    code = f"""
+def test_ctrl_c_does_not_wait_for_blocks_that_are_being_read(flags, tmp_path):
+    code = (
+        START.format(cache=str(tmp_path / "cache"))
+        + f"""
 import time
 def slow(task):
     open(os.path.join({str(tmp_path)!r}, "reading"), "w").close()
     time.sleep(60)
 blocks._write_block = slow
+data.main()
 """
-    process = command(tmp_path / "cache", code)
-    deadline = time.monotonic() + 60
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
     while not (tmp_path / "reading").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     workers = children_of(process.pid)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=50)
     assert process.returncode == -signal.SIGINT and errors.endswith("KeyboardInterrupt\n")
     assert workers and not any(is_running(worker) for worker in workers)
 

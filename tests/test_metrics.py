@@ -103,7 +103,7 @@ def gather_worker(rank: int, world_size: int, folder: str) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_gather_of_different_numbers_of_words(world_size, tmp_path):
-    mp.spawn(gather_worker, args=(world_size, str(tmp_path)), nprocs=world_size)
+    mp.start_processes(gather_worker, (world_size, str(tmp_path)), world_size, start_method="fork")
     on_rank0, *others = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
     assert torch.equal(on_rank0, torch.cat(HELD[world_size]))
     assert all(len(other) == 0 for other in others)

@@ -86,23 +86,9 @@ def test_any_words_are_read_back(tmp_path_factory, sentences, chooser):
     check_read_back([FIRST, *tagged], path)
 
 
-@pytest.fixture(scope="module")
-def model(encoders, tmp_path_factory) -> str:
-    """A model of two steps: its tags are as good as random ones."""
-    from conftest import train
-
-    folder = str(tmp_path_factory.mktemp("model") / "out")
-    train(
-        "--output_dir",
-        folder,
-        "--model_name_or_path",
-        encoders["wordpiece"],
-        "--learning_rate",
-        5e-3,
-        "--max_steps",
-        60,
-    )
-    return folder
+@pytest.fixture
+def model(small_tagger) -> str:
+    return small_tagger
 
 
 def test_the_command_writes_what_training_reads(model, tmp_path):
