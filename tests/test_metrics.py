@@ -98,6 +98,7 @@ def gather_worker(rank: int, world_size: int, folder: str) -> None:
     longest = max(map(len, HELD[world_size]))
     gathered = metrics.gather(HELD[world_size][rank], longest)
     torch.save(gathered, f"{folder}/{rank}.pt")
+    dist.barrier()  # a rank that leaves while others still connect makes them fail
     dist.destroy_process_group()
 
 
