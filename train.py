@@ -45,6 +45,7 @@ from util.sharding import full_tensor
 from util.split import fingerprint_of
 from util.step_meter import StepMeter
 from util.tensorboard_log import log_hparams, log_predictions, open_writer
+from util.text_table import with_interval
 from util.unreached import disable_layerdrop, freeze_unreached_parameters
 from util.vocabulary import describe
 
@@ -224,7 +225,8 @@ def log_results(results: dict, log) -> None:
     for split, name in (("eval", "validation"), ("test", "test")):
         scores = {key.removeprefix(f"{split}_"): results[key] for key in results if key.startswith(f"{split}_")}
         if scores:
-            log(f"\n{name}: {scores['words']:,} words, loss {scores['loss']:.4f}, accuracy {scores['accuracy']:.4f}")
+            accuracy = with_interval(scores, "accuracy")
+            log(f"\n{name}: {scores['words']:,} words, loss {scores['loss']:.4f}, accuracy {accuracy}")
             log(metrics.table(scores))
     speed = "{epoch:.4g} epochs in {train_runtime:,.0f} s, {train_tokens_per_second:,.0f} tokens/s".format(**results)
     log(f"\n{speed}, mean training loss {results['train_loss']:.4f}")

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from torch.utils.tensorboard import SummaryWriter
-from util.comparison import ChangedSentence, Comparison, ComparisonRow
-from util.predictions import write_predictions
 
 import metrics
 from util import charts, entity_errors, report
+from util.comparison import ChangedSentence, Comparison, ComparisonRow
 from util.curves import read_curves
 from util.documents import Document, Tagged, format_document
+from util.predictions import write_predictions
 from util.split import Split
 
 EVIL = [
