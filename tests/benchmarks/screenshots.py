@@ -63,9 +63,10 @@ def main() -> None:
     browser = open_browser()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        printed = run("train.py", "--logging_steps", "50", cwd=folder)
+        flags = ("--logging_steps", "50", "--output_dir")  # in ROOT, so that messages name the files samples/...
+        printed = run("train.py", *flags, f"{folder}/outputs", cwd=ROOT).replace(f"{folder}/", "")
         printed += "\n" + run("infer.py", "outputs", "Maria Santos met Sylvain in Oslo.", cwd=folder)
-        run("train.py", "--output_dir", "outputs_seed43", "--seed", "43", cwd=folder)
+        run("train.py", *flags, f"{folder}/outputs_seed43", "--seed", "43", cwd=ROOT)
         run("metrics.py", "outputs", "outputs_seed43", cwd=folder)
         shoot(browser, (folder / "outputs" / "report.html").as_uri(), "report.png", 872)
         shoot(browser, (folder / "comparison.html").as_uri(), "comparison.png", 1000)
