@@ -31,7 +31,7 @@ EVIL = [
 class Labelled:
     """A Split of given sentences, as render_report needs it."""
 
-    spans, entity_texts, scheme = Split.spans, Split.entity_texts, "IOB2"
+    spans, entity_texts, scheme, name = Split.spans, Split.entity_texts, "IOB2", "a<b>.conll"
 
     def __init__(self, sentences: list[list[str]], tags: list[str], label_list: list[str]):
         self.words, self.lengths = sentences, np.array([len(words) for words in sentences])

@@ -53,27 +53,22 @@ def shoot_tensorboard(browser, runs: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", "--logdir", runs, "--port", str(port)])
-    try:
+    with subprocess.Popen([sys.executable, "-m", "tensorboard.main", "--logdir", runs, "--port", str(port)]) as server:
         time.sleep(30)  # until it serves
-        shoot(
-            browser, f"http://127.0.0.1:{port}/?tagFilter=eval%2Ff1%7Ctrain#timeseries", "tensorboard.png", 860, wait=30
-        )
-    finally:
-        server.kill()
-        server.wait()
+        shoot(browser, f"http://127.0.0.1:{port}/?tagFilter=eval%2Ff1%7Ctrain#timeseries", "tensorboard.png", 860, 30)
+        server.terminate()
 
 
 def main() -> None:
     browser = open_browser()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "samples").symlink_to(ROOT / "samples")
-        printed = run("train.py", "--logging_steps", "50", cwd=folder)
+        flags = ("--logging_steps", "50", "--output_dir")  # in ROOT, so that messages name the files samples/...
+        printed = run("train.py", *flags, f"{folder}/outputs", cwd=ROOT).replace(f"{folder}/", "")
         printed += "\n" + run("infer.py", "outputs", "Maria Santos met Sylvain in Oslo.", cwd=folder)
-        run("train.py", "--output_dir", "outputs_seed43", "--seed", "43", cwd=folder)
+        run("train.py", *flags, f"{folder}/outputs_seed43", "--seed", "43", cwd=ROOT)
         run("metrics.py", "outputs", "outputs_seed43", cwd=folder)
-        shoot(browser, (folder / "outputs" / "report.html").as_uri(), "report.png", 1060)
+        shoot(browser, (folder / "outputs" / "report.html").as_uri(), "report.png", 872)
         shoot(browser, (folder / "comparison.html").as_uri(), "comparison.png", 1000)
         (folder / "terminal.html").write_text(TERMINAL % html.escape(printed), encoding="utf-8")
         shoot(browser, (folder / "terminal.html").as_uri(), "terminal.png", 1000)
