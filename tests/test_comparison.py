@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from conftest import flat, results, train
 from datasets import Dataset
 from test_intervals import NER, random_corpus, simulated
 from test_output import ODD
@@ -268,3 +269,21 @@ def test_5000_sentences_are_compared_in_three_seconds(tmp_path):
     start = time.process_time()
     comparison.as_text(compare(str(tmp_path / "a"), str(tmp_path / "b")))
     assert time.process_time() - start < 3
+
+
+def test_two_runs_of_train(encoders, corpus, tmp_path):
+    flags = [*flat(corpus), "--model_name_or_path", encoders["wordpiece"], "--learning_rate", 5e-3, "--max_steps", 24]
+    for seed in (1, 2):
+        train(*flags, "--output_dir", tmp_path / str(seed), "--seed", seed)
+    found = compare(str(tmp_path / "1"), str(tmp_path / "2"))
+    for side, seed in (("a", 1), ("b", 2)):
+        measured = results(tmp_path / str(seed))
+        assert getattr(found.rows[-1], side)["f1"] == pytest.approx(measured["test_f1"])
+        assert getattr(found.accuracy, side)["f1"] == pytest.approx(measured["test_accuracy"])
+        low, high = measured["test_f1_ci95"]
+        assert low <= measured["test_f1"] <= high and "eval_accuracy_ci95" in measured
+        validation = read_predictions(str(tmp_path / str(seed) / "eval_predictions.conll"))
+        right = np.mean([gold == tag for gold, tag in zip(validation.gold, validation.predicted)])
+        assert right == pytest.approx(measured["eval_accuracy"])
+        assert " ± " in (tmp_path / str(seed) / "README.md").read_text(encoding="utf-8")
+    assert found.split == "test" and found.num_sentences == 19 and found.changed
