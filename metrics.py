@@ -14,9 +14,7 @@ from seqeval.metrics import classification_report
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
-from util import comparison
 from util.device import synchronize, to_device
-from util.distributed import exit_on_error
 from util.entity_counts import STRICT_SCHEMES, count, tag_scores
 from util.intervals import add_intervals
 from util.tag_schemes import PREFIXES, canonical, prefix
@@ -154,7 +152,7 @@ def score(
     strict: bool = False,
 ) -> dict:  # fmt: skip
     """gold [W] and predicted [W] label ids, words per sentence [S] -> precision, recall, f1, accuracy, words,
-    per_entity (type -> precision, recall, f1, support), and a 95 % interval [low, high] of each score: f1_ci95.
+    per_entity (type -> precision, recall, f1, support), and for each score its 95 % interval, f1_ci95: [low, high].
 
     Entities are those of seqeval's default mode, the same as conlleval's, or of its strict mode. Plain tags (scheme
     None) are scored tag by tag, with the macro average as overall score: seqeval would read NOUN as the prefix N and
@@ -205,4 +203,6 @@ def table(scores: dict) -> str:
 
 
 if __name__ == "__main__":
-    exit_on_error(comparison.main)()
+    from util.comparison import main
+
+    main()

@@ -33,7 +33,7 @@ from util.distributed import StopSignal, broadcast, exit_on_error, get_ranks, jo
 from util.encoder_check import check_windows
 from util.fast_dropout import keep_freed_memory, use_fast_dropout
 from util.fast_paths import choose_packing, verify_packing, with_fewer_launches
-from util.header import run_header, time_left
+from util.header import data_lines, run_lines, time_left
 from util.nonfinite import NonFiniteGuard
 from util.packed import packed_collate
 from util.partial_embedding import train_used_embeddings
@@ -247,6 +247,7 @@ def main() -> None:
     encoder_name, tokenizer = load_encoder(args.model_name_or_path, args.max_seq_length)
     precision = modeling.check_precision(encoder_name, tokenizer, args, device, log)
     splits = data.load_splits(args, tokenizer)
+    log(data_lines(splits))
     train_set, val_set = splits["train"], splits.get("validation")
     check_args(args, precision, splits)
     torch.manual_seed(args.seed)  # for the new head
@@ -306,9 +307,7 @@ def main() -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     guard = NonFiniteGuard(optimizer, device)
     model = with_fewer_launches(raw_model, args, packing, precision, autocast, log)
-    log(
-        "\n".join(run_header(args, splits, raw_model, precision, packing is not None, tokenizer.model_max_length, plan))
-    )
+    log(run_lines(args, splits, raw_model, tokenizer, precision, packing, plan))
 
     # ---- state of the loop: new, or restored together with weights and optimizer state
     state = TrainState()

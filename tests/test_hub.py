@@ -193,6 +193,6 @@ def test_a_run_leaves_its_card(encoders, corpus, tmp_path):
             assert shown[split, metric] == round(measured[f"{prefix}_{metric}"], 6)
     assert (
         "| PER |" in card.text
-        and "1 x cpu, 1 threads, fp32" in card.text
+        and "1 x cpu, 1 thread, fp32" in card.text
         and 'pipeline("token-classification"' in card.text
     )

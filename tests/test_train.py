@@ -100,12 +100,12 @@ def test_a_file_of_flags_and_flags_that_win(tmp_path):
 def test_a_run_writes_its_files(flags, tmp_path):
     out = tmp_path / "out"
     printed = train(*flags, "--output_dir", out, "--num_train_epochs", 2, "--logging_steps", 4)
-    header = ["data:    train 61 sentences of ", "encoder: ", "compute: cpu, 1 threads, ", "steps:   16, ", "output:  "]
     lines = printed.splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("data: "))
-    for line, start in zip(lines[first:], header):
+    assert lines[0].startswith("data:    train 61 sentences of ")
+    first = next(i for i, line in enumerate(lines) if line.startswith("encoder: "))
+    for line, start in zip(lines[first:], ["encoder: ", "compute: cpu, 1 thread, ", "steps:   16 (2 ", "output:  "]):
         assert line.startswith(start)
-    assert "batches of 8 x 1 accumulated x 1 ranks = 8 sentences a step" in lines[first + 2]
+    assert "batches of 8 x 1 accumulated x 1 rank = 8 sentences a step" in lines[first + 1]
     assert re.search(r"^step 4/16 \| loss .* tokens/s \| 0:\d\d left$", printed, re.MULTILINE)
     assert len(re.findall(r"^step \d+/16 \| eval loss", printed, re.MULTILINE)) == 2
     assert "\x1b" not in printed and "\r" not in printed

@@ -42,13 +42,13 @@ class Axis:
 
 
 def round_step(span: float, num_steps: int) -> float:
-    """The smallest of 1, 2, 5, 10, 20, ... and of their decimal fractions of which num_steps cover a span."""
+    """The smallest step 1, 2 or 5 x 10^n such that num_steps steps cover the span."""
     power = 10 ** math.floor(math.log10(span / num_steps))
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit * num_steps >= span * (1 - 1e-9))
 
 
 def format_tick(value: float, step: float) -> str:
-    """1200000 -> 1.2M, 15000 -> 15k, 0.25 -> 0.25, 0.00015 -> 1.5e-4: the digits that ticks of this distance need."""
+    """1200000 -> 1.2M, 15000 -> 15k, 0.25 -> 0.25, 0.00015 -> 1.5e-4. Ticks `step` apart need these decimals."""
     for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit * (10 if suffix == "k" else 1):  # 1,000 to 9,999 are written in full
             return f"{value / unit:.{_decimals(step / unit)}f}{suffix}"

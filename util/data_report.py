@@ -56,7 +56,7 @@ def log_notes(splits: dict, tokenizer, log) -> None:
 
 
 def checks(splits: dict, max_length: int) -> list[str]:
-    """Lines on the data: "warning: " where the user should correct the data or choose others, "note: " elsewhere.
+    """Lines on the data: "warning: ..." if the user should correct the data or use other data, else "note: ...".
 
     max_length: subwords in a window.
     """

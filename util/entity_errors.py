@@ -19,7 +19,7 @@ NO_ENTITY = "-"  # in confusion tables; also where a number is undefined
 
 
 class Match(NamedTuple):
-    """A gold entity and the predicted one that it is paired with, by their row numbers. -1: none."""
+    """A gold entity and the predicted one that it is paired with, by their row numbers. -1 if there is none."""
 
     kind: str  # CORRECT or one of ERROR_KINDS
     gold: int

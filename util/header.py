@@ -8,26 +8,27 @@ from util.throughput import device_name
 INDENT = " " * 9  # of a further line of the data
 
 
-def run_header(args, splits: dict, model, precision: str, is_packed: bool, window_size: int, plan) -> list[str]:
-    """The lines data, encoder, compute, steps and output.
+def data_lines(splits: dict) -> str:
+    """The line "data: ..." for the splits by name. Splits that were read in different ways take a line each."""
+    return "data:    " + ("\n" + INDENT).join(describe_data(splits))
 
-    splits: data.Split by name. window_size: in subwords. plan: plan.Plan. The data take a line for each group of files
-    that were read in the same way.
-    """
-    train_set = splits["train"]
+
+def run_lines(args, splits: dict, model, tokenizer, precision: str, packing, plan) -> str:
+    """The lines encoder, compute, steps and output. packing: of fast_paths.choose_packing. plan: plan.Plan."""
     parameters = f"{model.num_parameters() / 1e6:,.1f} M parameters"
     batch_size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     num_ranks = plan.global_batch_size // (batch_size * accumulation)
-    packing = "packed" if is_packed else "padded"
-    return [
-        f"data:    {f'{chr(10)}{INDENT}'.join(describe_data(splits))}",
-        f"encoder: {args.model_name_or_path or MINILM}, {parameters}, windows of {window_size} subwords, "
-        f"{len(train_set.label_list)} labels",
-        f"compute: {device_name(model.device)}, {precision}, {packing} batches of {batch_size} x {accumulation} "
-        f"accumulated x {num_ranks} ranks = {plan.global_batch_size} sentences a step",
+    packed = "packed" if packing else "padded"
+    ranks = "1 rank" if num_ranks == 1 else f"{num_ranks} ranks"
+    lines = [
+        f"encoder: {args.model_name_or_path or MINILM}, {parameters}, "
+        f"windows of {tokenizer.model_max_length} subwords, {len(splits['train'].label_list)} labels",
+        f"compute: {device_name(model.device)}, {precision}, {packed} batches of {batch_size} x {accumulation} "
+        f"accumulated x {ranks} = {plan.global_batch_size} sentences a step",
         f"steps:   {describe_steps(plan, 'validation' in splits)}",
         f"output:  {'none, a benchmark' if plan.is_benchmark else args.output_dir}",
     ]
+    return "\n".join(lines)
 
 
 def describe_data(splits: dict) -> list[str]:
@@ -54,7 +55,7 @@ def describe_data(splits: dict) -> list[str]:
 def describe_steps(plan, has_validation: bool) -> str:
     """The number of steps, and when the run evaluates and saves."""
     epochs = plan.total_steps / plan.steps_per_epoch
-    line = f"{plan.total_steps:,}, {epochs:.4g} epochs of {plan.steps_per_epoch:,}, {plan.warmup_steps:,} of warmup"
+    line = f"{plan.total_steps:,} ({epochs:.4g} epochs of {plan.steps_per_epoch:,}), {plan.warmup_steps:,} warmup steps"
     if plan.is_benchmark:
         return line
     evaluations = f"evaluation every {plan.eval_every:,}, " if has_validation else "no validation split, "
@@ -62,7 +63,7 @@ def describe_steps(plan, has_validation: bool) -> str:
 
 
 def time_left(seconds: float, steps: int, total_steps: int) -> str:
-    """seconds: that the first `steps` took. Returns "1:05 left", hours before minutes if there are any."""
+    """seconds: duration of the first `steps` steps. Returns "1:05 left", or "2:01:05 left" from an hour on."""
     left = math.ceil(seconds / max(1, steps) * (total_steps - steps))
     hours, minutes = divmod(left // 60, 60)
     clock = f"{hours}:{minutes:02}" if hours else str(minutes)

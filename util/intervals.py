@@ -3,10 +3,11 @@
 The entities of every sentence are counted once (util/entity_counts.py). A draw of the bootstrap takes as many sentences
 as the split has, with replacement: it is a row of weights, and the counts of all draws are one matrix product.
 
-The variance of a score s over the draws gives the effective sample size s (1 - s) / variance, which is smaller than
-the number of entities if errors cluster in sentences. The interval is Wilson's for that size. It stays within [0, 1]
-and has a width even if all entities are right, where all draws are equal. Share of 1,000 simulated corpora whose
-interval contains the true F1 (a sentence has 1.5 entities on average; errors cluster in sentences):
+The variance of a score s over the draws gives the effective sample size s (1 - s) / variance. It is smaller than the
+denominator of the score, such as the number of gold entities, if errors cluster in sentences. The interval is Wilson's
+for that size. It stays within [0, 1] and has a width even if all entities are right, where all draws are equal. Share
+of 1,000 simulated corpora whose interval contains the true F1 (a sentence has 1.5 entities on average; errors cluster
+in sentences):
 
     sentences, F1               100, 0.91    100, 0.99    1,000, 0.99    10 entities, 0.91
     percentiles of the draws      92.2 %       78.3 %         92.9 %                73.6 %
@@ -22,9 +23,8 @@ NUM_DRAWS = 1000
 SEED = 0
 Z = 1.959964  # the 97.5 % quantile of the normal distribution
 MIN_VARIANCE = 1e-18  # below it, the draws differ by rounding only
-# With few errors, the variance is more often too small than too large: a draw has as many errors as the split, on
-# average, and few of them vary little. k errors, each in its own sentence, multiply it by (k + 0.5) / k. The number was
-# chosen by the simulation in tests/test_intervals.py, where coverage is 93 to 97 % with it.
+# With few errors, the variance of the draws is usually too small. With k errors in k sentences, the effective size is
+# multiplied by k / (k + 0.5). The number was chosen by the simulations in tests/test_intervals.py.
 WIDENING = 0.5
 SCORES = ("precision", "recall", "f1")
 
@@ -39,7 +39,7 @@ def draw_weights(num_groups: int, num_draws: int = NUM_DRAWS) -> np.ndarray:
 def weighted_sums(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """weights [D, G], counts [G, ...] -> [D, ...]. The sums are exact, so that they do not depend on the machine."""
     # Integers up to 2^24 are exact in float32. The sum of a draw may exceed the sum of the split.
-    dtype = np.float32 if np.abs(counts).sum() < 2**22 else np.float64
+    dtype = np.float32 if counts.sum() < 2**22 else np.float64
     flat = counts.reshape(len(counts), -1).astype(dtype)
     return (weights.astype(dtype) @ flat).astype(np.float64).reshape(len(weights), *counts.shape[1:])
 

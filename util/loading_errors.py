@@ -133,9 +133,9 @@ def fault_of_files(folder: Path) -> str:
 
 
 def placeholder(folder: Path, names: Collection[str] | None = None) -> str:
-    """Names a file that was never downloaded, of the files with these names, by default of all.
+    """Describes the first file that was not downloaded. names: the files to check; None: all.
 
-    Such a file of a tokenizer may load without an error: a pointer is a vocabulary of 3 lines.
+    Such a file of a tokenizer may load without an error: a Git LFS pointer is read as a vocabulary of 3 tokens.
     """
     for path in sorted(path for path in folder.iterdir() if names is None or path.name in names):
         if path.is_symlink() and not path.exists():

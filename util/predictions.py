@@ -1,7 +1,7 @@
 r"""The predictions of a run: eval_predictions.conll and test_predictions.conll in its output folder.
 
-    Maria   0.999134  B-PER   B-PER       a line a word: the word, the probability of the predicted tag, gold, predicted
-    Santos  0.842310  I-PER   O           an empty line after every sentence
+    Maria   0.999134  B-PER  B-PER    one line per word: the word, the probability of the predicted tag, gold, predicted
+    Santos  0.842310  I-PER  O        an empty line after every sentence
 
 Columns are separated by tabs. The last two are those that conlleval reads (conlleval -d '\t'). Words are written as
 `infer.py --format conll` writes them: a tab or a line end in a word becomes a space.
@@ -30,7 +30,7 @@ class Predictions(NamedTuple):
     def of_split(self, split) -> tuple[np.ndarray, np.ndarray]:
         """The predicted label ids [W] and their probabilities [W], as they were written.
 
-        Raises ValueError if these are not predictions of this split.
+        Raises ValueError if the number of words or a label is not that of the split.
         """
         ids = {conll_word(label): i for i, label in enumerate(split.label_list)}
         if len(self.predicted) != len(split.tags) or not ids.keys() >= set(self.predicted):

@@ -25,7 +25,7 @@ from util.entity_errors import (
 )
 from util.predictions import predictions_path, read_predictions
 from util.run_dir import atomic_write_text
-from util.text_table import with_interval
+from util.text_table import format_p_value, with_interval
 
 MAX_SENTENCES = 500  # of a page
 MAX_CONFUSED = 50  # types of the confusion matrix
@@ -47,12 +47,6 @@ def format_interval(interval) -> str:
         return ""
     low, high = (round(value, 3) + 0.0 for value in interval)
     return f"[{low:+.3f}, {high:+.3f}]"
-
-
-def format_p_value(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 _templates = Environment(
@@ -270,7 +264,7 @@ def render_comparison(comparison, max_sentences: int = MAX_SENTENCES) -> str:
     }
     changes = {"better": 0, "worse": 0, "same": 0}
     for sentence in comparison.changed:
-        changes[change_of(sentence)] += 1
+        changes[sentence.change] += 1
     page = _macros.comparison(
         title=f"{' and '.join(comparison.names)} on {comparison.split}",
         comparison=comparison,
@@ -289,11 +283,6 @@ def _line_names(names) -> tuple[str, str]:
     return (short[0], short[1]) if short[0] != short[1] else ("first", "second")
 
 
-def change_of(sentence) -> str:
-    """How the number of wrong entities in a sentence changes from the first run to the second."""
-    return "better" if sentence.new_errors < 0 else "worse" if sentence.new_errors > 0 else "same"
-
-
 def _changed_sentence(sentence) -> dict:
     """What the page shows of a sentence. Predicted entities that are not gold are outlined."""
     starts = np.cumsum([0, *(len(word) + 1 for word in sentence.words)]).tolist()
@@ -306,4 +295,4 @@ def _changed_sentence(sentence) -> dict:
             highlights.append(Highlight(starts[start], starts[end] - 1, entity_type, kind, kind))
         sides[side] = highlights
     position = f"sentence {sentence.number:,}"
-    return {"position": position, "text": " ".join(sentence.words), "change": change_of(sentence), **sides}
+    return {"position": position, "text": " ".join(sentence.words), "change": sentence.change, **sides}

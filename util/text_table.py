@@ -16,3 +16,10 @@ def with_interval(scores: dict, name: str) -> str:
     interval = scores.get(f"{name}_ci95")
     half_width = f" ± {(interval[1] - interval[0]) / 2:.3f}" if interval else ""
     return f"{scores[name]:.4f}{half_width}"
+
+
+def format_p_value(value: float | None) -> str:
+    """The p-value of 1,000 draws: "0.012", or "< 0.001"; "" if there is none."""
+    if value is None:
+        return ""
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"

@@ -114,7 +114,8 @@ def peak_memory(device: torch.device) -> float:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
+    num_threads = torch.get_num_threads()
+    return f"cpu, {num_threads} thread" + ("s" if num_threads > 1 else "")
 
 
 def print_summary(steps: list[StepStats], model, precision: str, device, world_size: int, log) -> None:
