@@ -5,8 +5,8 @@ as the split has, with replacement: it is a row of weights, and the counts of al
 
 The variance of a score s over the draws gives the effective sample size s (1 - s) / variance, which is smaller than
 the number of entities if errors cluster in sentences. The interval is Wilson's for that size. It stays within [0, 1]
-and has a width even if all entities are right, where all draws are equal. Share of 1,000 or more simulated corpora whose
-interval contains the true F1 (1.5 entities a sentence; the recall of a sentence is beta-distributed):
+and has a width even if all entities are right, where all draws are equal. Share of 1,000 or more simulated corpora
+whose interval contains the true F1 (1.5 entities a sentence; the recall of a sentence is beta-distributed):
 
     sentences, F1               100, 0.91    100, 0.99    1,000, 0.99    10 entities, 0.91
     percentiles of the draws      92.2 %       78.3 %         92.9 %                72.7 %
