@@ -6,13 +6,13 @@ as the split has, with replacement: it is a row of weights, and the counts of al
 The variance of a score s over the draws gives the effective sample size s (1 - s) / variance. It is smaller than the
 denominator of the score, such as the number of gold entities, if errors cluster in sentences. The interval is Wilson's
 for that size. It stays within [0, 1] and has a width even if all entities are right, where all draws are equal. Share
-of 1,000 simulated corpora whose interval contains the true F1 (a sentence has 1.5 entities on average; errors cluster
-in sentences):
+of 1,000 or more simulated corpora whose interval contains the true F1 (1.5 entities per sentence; the recall of a
+sentence is beta-distributed):
 
     sentences, F1               100, 0.91    100, 0.99    1,000, 0.99    10 entities, 0.91
-    percentiles of the draws      92.2 %       78.3 %         92.9 %                73.6 %
-    score ± 1.96 std of draws     91.1 %       75.9 %         92.1 %                73.6 %
-    this file                     94.6 %       96.7 %         94.9 %                96.5 %
+    percentiles of the draws      92.2 %       78.3 %         92.9 %                72.7 %
+    score ± 1.96 std of draws     91.1 %       75.9 %         92.1 %                72.7 %
+    this file                     94.7 %       96.9 %         93.3 %                97.8 %
 """
 
 import numpy as np
@@ -24,7 +24,8 @@ SEED = 0
 Z = 1.959964  # the 97.5 % quantile of the normal distribution
 MIN_VARIANCE = 1e-18  # below it, the draws differ by rounding only
 # With few errors, the variance of the draws is usually too small. With k errors in k sentences, the effective size is
-# multiplied by k / (k + 0.5). The number was chosen by the simulations in tests/test_intervals.py.
+# multiplied by k / (k + 0.5). The number was chosen by simulation: with it, coverage is 93 to 97 % in 103 of 108 settings
+# of 100 to 1,000 sentences (92.5 to 97.5 % in all), against 101 without it (lowest 89.8 %).
 WIDENING = 0.5
 SCORES = ("precision", "recall", "f1")
 
