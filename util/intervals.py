@@ -24,8 +24,8 @@ SEED = 0
 Z = 1.959964  # the 97.5 % quantile of the normal distribution
 MIN_VARIANCE = 1e-18  # below it, the draws differ by rounding only
 # With few errors, the variance of the draws is usually too small. With k errors in k sentences, the effective size is
-# multiplied by k / (k + 0.5). The number was chosen by simulation: with it, coverage is 93 to 97 % in 103 of 108 settings
-# of 100 to 1,000 sentences (92.5 to 97.5 % in all), against 101 without it (lowest 89.8 %).
+# multiplied by k / (k + 0.5). The number was chosen by simulation: with it, coverage is 93 to 97 % in 103 of 108
+# settings of 100 to 1,000 sentences (92.5 to 97.5 % in all), against 101 without it (lowest 89.8 %).
 WIDENING = 0.5
 SCORES = ("precision", "recall", "f1")
 
