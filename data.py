@@ -374,22 +374,16 @@ def load_splits(args: argparse.Namespace, tokenizer) -> dict[str, Split]:
     return splits
 
 
-def load(args: argparse.Namespace, tokenizer, log) -> dict[str, Split]:
-    """The flags of the data -> the splits by name, and log lines on how they were read."""
-    start = time.perf_counter()
-    splits = load_splits(args, tokenizer)
-    data_report.log_how_read(splits, tokenizer, log)
-    seconds, total = time.perf_counter() - start, sum(split.num_sentences for split in splits.values())
-    log(f"{total:,} sentences ready in {seconds:.1f} s: {total / seconds:,.0f} sentences/s")
-    return splits
-
-
 @exit_on_error
 def main() -> None:
     quiet(progress=sys.stderr.isatty())
     args = get_args(arguments.name_data_file(sys.argv[1:]))
     _, tokenizer = load_encoder(args.model_name_or_path, args.max_seq_length)
-    splits = load(args, tokenizer, print)
+    start = time.perf_counter()
+    splits = load_splits(args, tokenizer)
+    data_report.log_how_read(splits, print)
+    seconds, total = time.perf_counter() - start, sum(split.num_sentences for split in splits.values())
+    print(f"{total:,} sentences ready in {seconds:.1f} s: {total / seconds:,.0f} sentences/s")
     lengths, size = splits["train"].windows.lengths, args.per_device_train_batch_size
     random_order, by_length = (EpochBatches(lengths, size, args.seed, 0, grouped) for grouped in (False, True))
     print(data_report.report(splits, tokenizer, random_order, by_length))

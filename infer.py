@@ -39,6 +39,7 @@ from util.sources import open_file, read_source
 from util.tag_files import TagJob, tag_file, tag_stream, tagger_digest
 from util.tag_schemes import entity_spans, make_label_list
 from util.tag_spelling import canonical, check_same_spelling, entity_type, prefix
+from util.text_table import with_interval
 from util.tokenizer import encode, special_tokens, subword_offsets
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
@@ -253,11 +254,11 @@ def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
         return
     predicted, probabilities, losses = predictions
     scores = metrics.score(split.tags, predicted, split.lengths, label_list, split.scheme, flags.strict)
-    never = [f"the model never predicts {', '.join(unknown)}"] if unknown else []
-    for note in [*data_report.checks_of_file(split, tagger.window_size), *never]:
-        print(f"note: {note}", file=sys.stderr)
+    never = [f"warning: the model never predicts {', '.join(unknown)}"] if unknown else []
+    for line in [*data_report.checks_of_file(split, tagger.window_size), *never]:
+        print(line, file=sys.stderr)
     loss = "" if unknown else f", loss {losses.mean(dtype=np.float64):.4f}"
-    print(f"{args.input_file}: {len(predicted):,} words{loss}, accuracy {scores['accuracy']:.4f}")
+    print(f"{args.input_file}: {len(predicted):,} words{loss}, accuracy {with_interval(scores, 'accuracy')}")
     print(metrics.table(scores))
     if args.output_file:
         title, train_entities = f"{args.model} on {args.input_file}", None

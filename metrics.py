@@ -1,6 +1,8 @@
 """From logits to scores: one tag a word, every word of a split exactly once, scored by seqeval.
 
 logits [B, L, C] of each batch -> decode -> gather (all ranks, one collective) -> in_file_order -> score -> table
+
+python metrics.py outputs_a outputs_b       # compares two finished runs on the same file; writes comparison.html
 """
 
 import warnings
@@ -9,12 +11,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from seqeval.metrics import classification_report
-from seqeval.scheme import BILOU, IOB2, IOBES, IOE1, IOE2
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 
+from util import comparison
 from util.device import synchronize, to_device
+from util.distributed import exit_on_error
+from util.entity_counts import STRICT_SCHEMES, count, tag_scores
+from util.intervals import add_intervals
 from util.tag_schemes import PREFIXES, canonical, prefix
+from util.text_table import aligned, with_interval
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Predictions
@@ -134,8 +140,6 @@ def in_file_order(words: torch.Tensor, num_words: int) -> tuple[np.ndarray, ...]
 # ----------------------------------------------------------------------------------------------------------------------
 # Scores
 
-STRICT_SCHEMES = {"IOB2": IOB2, "BIOES": IOBES, "BILOU": BILOU, "IOE1": IOE1, "IOE2": IOE2}
-
 
 def check_strict(label_list: list[str], scheme: str | None) -> None:
     """Raises ValueError where seqeval's strict mode would reject a label during training."""
@@ -150,7 +154,7 @@ def score(
     strict: bool = False,
 ) -> dict:  # fmt: skip
     """gold [W] and predicted [W] label ids, words per sentence [S] -> precision, recall, f1, accuracy, words,
-    per_entity (type -> precision, recall, f1, support).
+    per_entity (type -> precision, recall, f1, support), and a 95 % interval [low, high] of each score: f1_ci95.
 
     Entities are those of seqeval's default mode, the same as conlleval's, or of its strict mode. Plain tags (scheme
     None) are scored tag by tag, with the macro average as overall score: seqeval would read NOUN as the prefix N and
@@ -171,47 +175,34 @@ def score(
         overall = report.pop("micro avg")
         types = {name: row for name, row in sorted(report.items()) if name not in ("macro avg", "weighted avg")}
     else:
-        types = _tag_scores(gold, predicted, label_list)
+        types = tag_scores(gold, predicted, label_list)
         overall = {key: np.mean([row[key] for row in types.values()]) for key in ("precision", "recall", "f1")}
     scores |= {key: float(overall[key]) for key in ("precision", "recall", "f1")}
     scores["per_entity"] = {}
     for name, row in types.items():
         numbers = {key: float(row[key]) for key in ("precision", "recall", "f1")}
         scores["per_entity"][name] = numbers | {"support": int(row["support"])}
+    add_intervals(scores, count(gold, predicted, lengths, label_list, scheme, strict))
     return scores
-
-
-def _tag_scores(gold: np.ndarray, predicted: np.ndarray, label_list: list[str]) -> dict[str, dict]:
-    """Precision, recall and F1 of every tag that occurs; 0 where nothing is predicted or nothing is gold."""
-    size = len(label_list)
-    correct = np.bincount(gold[gold == predicted], minlength=size)
-    num_predicted = np.bincount(predicted, minlength=size)
-    support = np.bincount(gold, minlength=size)
-    columns = {
-        "precision": correct / np.maximum(num_predicted, 1),
-        "recall": correct / np.maximum(support, 1),
-        "f1": 2 * correct / np.maximum(num_predicted + support, 1),
-        "support": support,
-    }
-    occurring = np.flatnonzero(num_predicted + support)
-    return {label_list[i]: {key: column[i] for key, column in columns.items()} for i in occurring}
 
 
 def flatten_scores(scores: dict) -> dict[str, float]:
     """Every number of score() by a name of its own, such as f1 and f1/PER: the curves in TensorBoard."""
-    flat = {name: value for name, value in scores.items() if name != "per_entity"}
+    flat = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
     for entity_type, row in scores["per_entity"].items():
-        flat |= {f"{name}/{entity_type}": value for name, value in row.items()}
+        flat |= {f"{name}/{entity_type}": value for name, value in row.items() if isinstance(value, (int, float))}
     return flat
 
 
 def table(scores: dict) -> str:
-    """The scores by entity type, as lines for a terminal."""
+    """The scores by entity type, with their intervals, as lines for a terminal."""
     support = sum(row["support"] for row in scores["per_entity"].values())
-    rows = scores["per_entity"] | {"all": scores | {"support": support}}
-    width = max(map(len, rows))
-    lines = [f"{'':{width}}  precision  recall      f1  support"]
-    for name, row in rows.items():
-        numbers = f"{row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  {row['support']:7,}"
-        lines.append(f"{name:{width}}  {numbers}")
-    return "\n".join(lines)
+    columns = ("precision", "recall", "f1")
+    rows = [["", *columns, "support"]]
+    for name, row in (scores["per_entity"] | {"all": scores | {"support": support}}).items():
+        rows.append([name, *(with_interval(row, column) for column in columns), f"{row['support']:,}"])
+    return aligned(rows)
+
+
+if __name__ == "__main__":
+    exit_on_error(comparison.main)()

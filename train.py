@@ -7,7 +7,6 @@ python train.py run.yaml --learning_rate 3e-5                       # flags from
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -34,16 +33,19 @@ from util.distributed import StopSignal, broadcast, exit_on_error, get_ranks, jo
 from util.encoder_check import check_windows
 from util.fast_dropout import keep_freed_memory, use_fast_dropout
 from util.fast_paths import choose_packing, verify_packing, with_fewer_launches
+from util.header import run_header, time_left
 from util.nonfinite import NonFiniteGuard
 from util.packed import packed_collate
 from util.partial_embedding import train_used_embeddings
 from util.plan import make_plan
+from util.predictions import write_predictions
 from util.pretrained import load_encoder
 from util.run_ner_flags import translate
 from util.sharding import full_tensor
 from util.split import fingerprint_of
 from util.step_meter import StepMeter
-from util.tensorboard_log import log_hparams, open_writer
+from util.tensorboard_log import log_hparams, log_predictions, open_writer
+from util.text_table import with_interval
 from util.unreached import disable_layerdrop, freeze_unreached_parameters
 from util.vocabulary import describe
 
@@ -218,11 +220,16 @@ def evaluate(model, split: data.Split, args: argparse.Namespace, pad_values: dic
     return broadcast(scores), predictions
 
 
-def log_results(all_scores: dict[str, dict], results: dict, log) -> None:
-    for name, scores in all_scores.items():
-        log(f"\n{name}: {scores['words']:,} words, loss {scores['loss']:.4f}, accuracy {scores['accuracy']:.4f}")
-        log(metrics.table(scores))
-    log(f"\n{json.dumps({name: value for name, value in results.items() if isinstance(value, (int, float))})}")
+def log_results(results: dict, log) -> None:
+    """Logs the content of all_results.json: the scores of each split as a table, and the speed."""
+    for split, name in (("eval", "validation"), ("test", "test")):
+        scores = {key.removeprefix(f"{split}_"): results[key] for key in results if key.startswith(f"{split}_")}
+        if scores:
+            accuracy = with_interval(scores, "accuracy")
+            log(f"\n{name}: {scores['words']:,} words, loss {scores['loss']:.4f}, accuracy {accuracy}")
+            log(metrics.table(scores))
+    speed = "{epoch:.4g} epochs in {train_runtime:,.0f} s, {train_tokens_per_second:,.0f} tokens/s".format(**results)
+    log(f"\n{speed}, mean training loss {results['train_loss']:.4f}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -239,7 +246,7 @@ def main() -> None:
     args = get_args(sys.argv[1:])
     encoder_name, tokenizer = load_encoder(args.model_name_or_path, args.max_seq_length)
     precision = modeling.check_precision(encoder_name, tokenizer, args, device, log)
-    splits = data.load(args, tokenizer, log)
+    splits = data.load_splits(args, tokenizer)
     train_set, val_set = splits["train"], splits.get("validation")
     check_args(args, precision, splits)
     torch.manual_seed(args.seed)  # for the new head
@@ -262,19 +269,14 @@ def main() -> None:
     hardware = f"{ranks.world_size} x {throughput.device_name(device)}, {precision}"
     publisher = hub.Publisher(args, train_set, hardware, log)
     if finished:
-        log(f"{args.output_dir} already contains this finished run. Its results:\n{json.dumps(finished, indent=2)}")
+        log(f"{args.output_dir} already contains this finished run. Its results:")
+        log_results(finished, log)
         warn_of_other_code(finished.get("code"), log)
         publisher.push("Finished")
         publisher.wait()
         return
     if ranks.rank == 0:
-        data_report.log_notes(splits, tokenizer.model_max_length, log)
-    log(
-        f"{train_set.num_sentences:,} sentences, {train_set.num_words:,} words, {len(train_set.label_list)} labels"
-        f"{f' in {train_set.scheme}' if train_set.scheme else ''} | {args.per_device_train_batch_size} x "
-        f"{args.gradient_accumulation_steps} accumulated x {ranks.world_size} ranks = {plan.global_batch_size} "
-        f"sentences a step | {plan.total_steps:,} steps | {device.type} {precision}"
-    )
+        data_report.log_notes(splits, tokenizer, log)
 
     # ---- model and optimizer
     raw_model.train()
@@ -304,6 +306,9 @@ def main() -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     guard = NonFiniteGuard(optimizer, device)
     model = with_fewer_launches(raw_model, args, packing, precision, autocast, log)
+    log(
+        "\n".join(run_header(args, splits, raw_model, precision, packing is not None, tokenizer.model_max_length, plan))
+    )
 
     # ---- state of the loop: new, or restored together with weights and optimizer state
     state = TrainState()
@@ -388,23 +393,24 @@ def main() -> None:
                 line = "loss {loss:.4f} | lr {learning_rate:.2e} | {tokens_per_second:,.0f} tokens/s".format(**scalars)
                 bar.set_postfix_str(line)
                 if bar.disable:
+                    line += f" | {time_left(state.train_seconds, state.step, plan.total_steps)}"
                     log(f"step {state.step}/{plan.total_steps} | {line}")
 
             if due.evaluate and val_set:
                 scores, predictions = evaluate(raw_model, val_set, args, pad_values, autocast)
                 log_scalars(writer, "eval", metrics.flatten_scores(scores), state.step)
-                if predictions:
-                    writer.add_text("eval/confusion", report.confusion_table(val_set, predictions[0]), state.step)
-                    writer.add_text("eval/sentences", report.sample_text(val_set, predictions[0]), state.step)
+                log_predictions(writer, val_set, predictions, state.step)
                 line = "eval loss {loss:.4f} | f1 {f1:.4f} | accuracy {accuracy:.4f}".format(**scores)
-                log(f"step {state.step}/{plan.total_steps} | {line}")
                 if is_better(scores, state.best_scores, metric):
+                    line += " | best so far"
                     state.best_step, state.best_scores = state.step, scores
                     modeling.save_model(raw_model, tokenizer, args.output_dir)
                     state.best_model = on_rank0(run_dir.model_digest, args.output_dir)
-                    on_rank0(report.write_report, args.output_dir, scores, val_set, predictions, train_set)
+                    on_rank0(write_predictions, args.output_dir, "eval", val_set, predictions)
+                    on_rank0(report.write_report, args.output_dir, scores, val_set, predictions, train_set, state.step)
                     on_rank0(publisher.write_card, {"validation": scores}, state.train_seconds)
                     publisher.push(f"Step {state.step}: {line}")
+                log(f"step {state.step}/{plan.total_steps} | {line}")
 
             if due.save:
                 state.loss_sum = meter.total_loss()
@@ -433,17 +439,19 @@ def main() -> None:
     all_scores = {"eval": state.best_scores} if val_set else {}
     if "test" in splits:
         best_model = modeling.load_best(args.output_dir, raw_model, precision)
-        all_scores["test"], _ = evaluate(best_model, splits["test"], args, pad_values, autocast)
+        all_scores["test"], predictions = evaluate(best_model, splits["test"], args, pad_values, autocast)
+        on_rank0(write_predictions, args.output_dir, "test", splits["test"], predictions)
         log_scalars(writer, "test", metrics.flatten_scores(all_scores["test"]), state.step)
     results = run_dir.make_results(state, plan.steps_per_epoch, all_scores)
     results |= {"world_size": ranks.world_size, "precision": precision}
     results |= {"fingerprint": fingerprint, "code": CODE_DIGEST}
-    log_hparams(writer, args, plan.global_batch_size, encoder_name, results, state.step)
-    on_rank0(publisher.write_card, all_scores, state.train_seconds)
-    on_rank0(run_dir.finish_run, args.output_dir, results)
-    log_results(all_scores, results, log)
-    log(f"the {'best' if val_set else 'last'} model (step {state.best_step}) is in {args.output_dir}")
+    log_hparams(writer, args, plan.global_batch_size, results, state.step)
     writer.close()
+    on_rank0(publisher.write_card, all_scores, state.train_seconds)
+    on_rank0(report.write_report, args.output_dir, state.best_scores, val_set, None, train_set, state.best_step)
+    on_rank0(run_dir.finish_run, args.output_dir, results)
+    log_results(results, log)
+    log(f"the {'best' if val_set else 'last'} model (step {state.best_step}) is in {args.output_dir}")
     publisher.push(f"Finished after {state.step} steps")
     publisher.wait()
 

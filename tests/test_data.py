@@ -183,7 +183,7 @@ def test_what_breaks_the_scheme_is_logged_and_kept(encoders, tmp_path):
     write_conll(tmp_path / "x", [{"tokens": ["a", "b", "c"], "tags": ["B-PER", "O", "I-LOC"]}] * 4)
     splits, labels = load(encoders["wordpiece"], train_file=str(tmp_path / "x"))
     (note,) = data_report.checks(splits, 16)
-    assert note.startswith(f"{tmp_path / 'x'}: 4 invalid IOB2 transitions kept as in the file: ")
+    assert note.startswith(f"note: {tmp_path / 'x'}: 4 invalid IOB2 transitions kept as in the file: ")
     assert f"{tmp_path / 'x'}:3 'c' I-LOC after O;" in note
     assert note.count("I-LOC") == 3 and note.endswith("...")
     assert [labels[i] for i in splits["train"].tags[:3]] == ["B-PER", "O", "I-LOC"]

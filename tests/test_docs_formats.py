@@ -13,6 +13,7 @@ from conftest import ROOT, data_args, load, read, write_conll
 
 import data
 import infer
+import train
 from util import documents, sources
 from util.columns import label_columns, text_columns
 
@@ -56,6 +57,8 @@ EXPECTED = {
         "TSV, 4 columns: TOKEN, NE-COARSE-LIT, NE-FINE-LIT, MISC; words 'TOKEN', tags 'NE-COARSE-LIT'",
         ["Anna/B-pers sang/O", "Oslo/B-loc"],
     ),
+    "words.csv": ("CSV, 3 columns: sentence_id, word, tag", ["EU/B-ORG rejects/O", "Peter/B-PER"]),
+    "sentences.csv": ("CSV, 2 columns: tokens, ner_tags", ["EU/B-ORG rejects/O", "Peter/B-PER Blackburn/I-PER"]),
     "kaggle.csv": ("CSV, 4 columns: Sentence #, Word, POS, Tag", ["Anna/B-per sang/O", "Oslo/B-geo"]),
     "kaggle.csv --task_name pos": ("CSV, 4 columns: Sentence #, Word, POS, Tag", ["Anna/NNP sang/VBD", "Oslo/NNP"]),
     "ner.csv": ("CSV, 6 columns: (1), sentence_idx, (3), word, tag, (6)", ["Anna/B-PER sang/O"]),
@@ -301,7 +304,7 @@ def test_the_names_of_columns_are_those_that_are_searched():
 
 def test_every_flag_of_the_page_exists(monkeypatch, capsys):
     flags = set(re.findall(r"--[a-z_]\w+", PAGE)) - {"--export"}  # of label-studio
-    known = {f"--{name}" for name in vars(data_args())}
+    known = {f"--{name}" for name in vars(train.get_args([]))}
     monkeypatch.setattr("sys.argv", ["infer.py", "outputs", "text"])
     known |= {f"--{name}" for name in vars(infer.get_args())}
     assert flags - known == set()

@@ -1,6 +1,6 @@
 """Every family with a token-classification head in transformers: trained, resumed, on two ranks, tagged; or refused.
 
-pytest -m slow tests/test_encoders.py     # all families; writes docs/encoders.md
+pytest -m "" tests/test_encoders.py     # all families; writes docs/encoders.md
 """
 
 import contextlib
@@ -200,9 +200,13 @@ def table_row(family: str, done: SimpleNamespace, out: Path) -> str:
 
 INTRO = f"""# Encoders
 
-`pytest -m "" tests/test_encoders.py` writes this page, here with transformers {transformers.__version__}. It tries
-every family in transformers' `MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING`, with a tiny configuration and random weights,
-on a CPU, in fp32 and in bf16:
+```bash
+pytest -m "" tests/test_encoders.py
+```
+
+This command writes this page, here with transformers {transformers.__version__}. It tries every family in
+transformers' `MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING`, with a tiny configuration and random weights, on a CPU, in fp32
+and in bf16:
 
 - five steps; the same run, resumed from the files that a kill after the third step leaves: equal byte for byte;
 - on two ranks in fp32: equal to one rank up to rounding, and resumed there in the same way: equal byte for byte;
@@ -286,8 +290,8 @@ def test_the_longest_window_is_found_where_the_computed_limit_is_too_high(corpus
     encoder = write("ibert", tmp_path / "encoder")
     done = call(train_script, *flags_for(corpus, encoder, tmp_path / "out", "auto"))
     assert done.code == 0 and (
-        "windows have 128 subwords, since IBertForTokenClassification fails with 130: IndexError: index out of range "
-        "in self" in done.lines
+        "note: windows have 128 subwords, since IBertForTokenClassification fails with 130: "
+        "IndexError: index out of range in self" in done.lines
     )
     assert infer.Tagger(str(tmp_path / "out")).window_size == 128
     line = refusal(encoder, corpus, tmp_path / "other", "--max_seq_length", 130)
@@ -372,7 +376,7 @@ def test_parameters_whose_gradient_depends_on_the_input_are_trained(encoders):
     autocast = modeling.make_autocast("fp32", torch.device("cpu"))
     assert freeze_unreached_parameters(model, 128, autocast, lines.append)
     assert all(parameter.requires_grad for parameter in layer.parameters())
-    assert lines == ["some parameters have a gradient for some inputs only: DDP looks for them at every step"]
+    assert lines == ["note: some parameters have a gradient for some inputs only: DDP looks for them at every step"]
     layer.forward = forward
     assert not freeze_unreached_parameters(model, 128, autocast, lines.append)
 

@@ -362,7 +362,7 @@ def test_a_broken_checkpoint_is_skipped_with_a_message_or_refused_by_name(harm, 
     found = checkpoint.find_checkpoint(str(tmp_path / "out"), "auto", fingerprint, log.append)
     assert found == str(broken.parent / "step-00000007")
     named = "" if file == "manifest.json" else file  # it may still be readable, but with the checksums of other files
-    assert len(log) == 1 and log[0].startswith(f"skipped {broken}: {named}"), log
+    assert len(log) == 1 and log[0].startswith(f"warning: skipped {broken}: {named}"), log
     with pytest.raises(ValueError, match=f"--resume_from_checkpoint {broken}: {named}"):
         checkpoint.find_checkpoint(str(tmp_path / "out"), str(broken), fingerprint, log.append)
     assert not (tmp_path / "payload").exists()

@@ -204,7 +204,7 @@ def test_an_error_in_a_real_command_is_one_line_before_training(tmp_path):
 
 def notes(encoder: str, path) -> list[str]:
     splits, _ = load(encoder, train_file=str(path))
-    return [note.removeprefix(f"{path}: ") for note in data_report.checks(splits, 16)]
+    return [line.partition(": ")[2].removeprefix(f"{path}: ") for line in data_report.checks(splits, 16)]
 
 
 def test_what_may_be_meant_otherwise_is_noted(encoders, tmp_path):
@@ -269,7 +269,7 @@ def test_the_splits_of_a_corpus_have_one_column_of_tags(encoders, tmp_path):
     splits, _ = load(encoders["wordpiece"], **files)
     assert splits["validation"].sentences["tags"][:] == [["O", "O"], ["B-loc"]]
     note = "NE-COARSE-LIT is read as tags, but NE-COARSE-METO (B-org) could be; --label_column_name chooses"
-    assert f"{tmp_path / 'train.tsv'}: {note}" in data_report.checks(splits, 16)
+    assert f"note: {tmp_path / 'train.tsv'}: {note}" in data_report.checks(splits, 16)
 
 
 @pytest.mark.parametrize("stray", ["PER", "0", "o"])

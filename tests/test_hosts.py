@@ -106,7 +106,7 @@ def finish(processes, link, folder: Path, seconds: float) -> list[tuple[int, str
 
 
 def torchrun(script: str, *flags, each: int = 1) -> list:
-    """The README's command for several hosts."""
+    """The command of docs/scaling.md for several hosts."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--nproc-per-node={each}", *ENDPOINT]
     return [*launch, *map(str, [ROOT / script.split()[0], *script.split()[1:], *flags])]
 
@@ -164,9 +164,10 @@ def test_a_file_is_tagged_by_two_hosts_that_share_no_disk(link, still, place):
 
 
 @pytest.mark.slow
-def test_the_command_of_the_readme_runs_as_printed(link, corpus, still, place):
+def test_the_command_of_the_docs_runs_as_printed(link, corpus, still, place):
     """Eight ranks a host."""
-    (line,) = re.findall(r"^torchrun --nnodes.*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^torchrun --nnodes.*$", page, re.MULTILINE)
     flags = f"{' '.join(flat(corpus))} --model_name_or_path {still} --max_steps 4 --output_dir shared/out"
     script = f"{ROOT / 'train.py'} {flags}"
     command = f"{Path(sys.executable).parent}/{line.replace('train.py ...', script)}"

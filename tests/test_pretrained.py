@@ -214,6 +214,16 @@ def test_a_fault_of_the_files_is_one_line_of_both_scripts(fault, folder, corpus,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "name, content", [("pytorch_model.bin", LFS_POINTER), ("tf_model.h5", LFS_POINTER), ("modules.json", "")]
+)
+def test_a_file_that_is_not_read_may_be_missing(name, content, folder):
+    """After `git lfs pull --include model.safetensors`, the other files are still pointers."""
+    (folder / name).write_text(content)
+    load_tokenizer(str(folder))
+    modeling.from_pretrained(str(folder))
+
+
 def test_names_that_are_no_model(folder, monkeypatch, capsys):
     expected = {
         f"{folder}/config.json": f"this is a file: pass its folder, {folder}",

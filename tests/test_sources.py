@@ -3,7 +3,6 @@
 
 import contextlib
 import fcntl
-import html
 import json
 import os
 import pty
@@ -184,7 +183,7 @@ def test_every_format_gives_the_same_tensors(kind, encoders, tmp_path):
     if kind != "jsonl of ids":  # they have no names
         assert labels == NAMES and found.fingerprint == expected.fingerprint
         (note,) = data_report.checks(splits, 64)  # of words like 1996
-        assert note == f"{found.name}: 10.5% of words contain a subword that the tokenizer does not know"
+        assert note == f"warning: {found.name}: 10.5% of words contain a subword that the tokenizer does not know"
 
 
 @pytest.mark.parametrize("kind", ["conllu", "doccano", "prodigy", "label studio", "csv, a word a row", "folder of ids"])
@@ -360,7 +359,9 @@ def test_a_span_that_cuts_a_word_is_an_error_or_widened_and_counted(encoders, tm
     splits, labels = load(encoders["wordpiece"], train_file=str(path), widen_spans=True)
     assert [labels[i] for i in splits["train"].tags] == ["O", "O", "B-PER", "O", "B-LOC"]
     (note,) = data_report.checks(splits, 16)
-    assert note == f"{path}: 2 spans widened to whole words: {path}:2 'John' to 'Johnson'; {path}:2 'lo' to 'Oslo'"
+    assert (
+        note == f"note: {path}: 2 spans widened to whole words: {path}:2 'John' to 'Johnson'; {path}:2 'lo' to 'Oslo'"
+    )
 
 
 def test_what_was_not_annotated_is_left_out_and_counted(encoders, tmp_path):
@@ -369,11 +370,11 @@ def test_what_was_not_annotated_is_left_out_and_counted(encoders, tmp_path):
     path.write_text(jsonl([rejected, {"text": "Oslo", "spans": [{"start": 0, "end": 4, "label": "LOC"}]}, rejected]))
     splits, _ = load(encoders["wordpiece"], train_file=str(path))
     assert len(splits["train"].tags) == 1
-    note = f"{path}: 2 left out, as its answer is not accept: {path}:1 reject; {path}:3 reject"
+    note = f"note: {path}: 2 left out, as its answer is not accept: {path}:1 reject; {path}:3 reject"
     assert note in data_report.checks(splits, 16)
     path.write_text(jsonl([label_studio(SENTENCES[0]), {"data": {"text": "x"}, "annotations": []}]))
     splits, _ = load(encoders["wordpiece"], train_file=str(path))
-    note = f"{path}: 1 left out, as it has no annotation: {path}:2 a task of Label Studio"
+    note = f"note: {path}: 1 left out, as it has no annotation: {path}:2 a task of Label Studio"
     assert note in data_report.checks(splits, 16)
 
 
@@ -585,19 +586,19 @@ def test_checks_list_every_irregularity_and_nothing_else(encoders, tmp_path):
     splits, _ = load(encoders["wordpiece"], size=32, **files)
     place = files["test_file"]
     assert data_report.checks(splits, 32) == [
-        f"{place}: 1 invalid IOB2 transition kept as in the file: {place}:5 '\\u200d' I-MISC after B-LAW",
-        f"{place}: 1 word without subwords, replaced by the unknown token: {place}:5 '\\u200d'",
-        f"{place}: 2 sentences of more than 32 subwords, in overlapping windows",
-        f"{place}: 1 word longer than a window, tagged by the first subwords",
-        f"{place}: 2 tags not in train: B-LAW; I-MISC",
-        f"{place}: 1 of 4 sentences also occurs in train",
+        f"warning: {place}: 2 tags not in train: B-LAW; I-MISC",
+        f"warning: {place}: 1 of 4 sentences also occurs in train",
+        f"note: {place}: 1 invalid IOB2 transition kept as in the file: {place}:5 '\\u200d' I-MISC after B-LAW",
+        f"note: {place}: 1 word without subwords, replaced by the unknown token: {place}:5 '\\u200d'",
+        f"note: {place}: 2 sentences of more than 32 subwords, in overlapping windows",
+        f"note: {place}: 1 word longer than a window, tagged by the first subwords",
     ]
 
 
 def test_a_single_tag_is_noted(encoders, tmp_path):
     write_conll(tmp_path / "x", [{"tokens": ["a", "b"], "tags": ["O", "O"]}])
     splits, _ = load(encoders["wordpiece"], train_file=str(tmp_path / "x"))
-    assert data_report.checks(splits, 16) == [f"{tmp_path / 'x'}: every tag is O"]
+    assert data_report.checks(splits, 16) == [f"warning: {tmp_path / 'x'}: every tag is O"]
 
 
 def test_python_data_py_prints_statistics_and_the_first_sentences_aligned(encoders):
@@ -670,13 +671,3 @@ def test_reading_shows_its_progress_and_speed_in_little_memory(sentences, encode
     for folder in Path(datasets.config.HF_DATASETS_CACHE).iterdir():  # a million sentences are half a gigabyte
         if sentences > 10_000 and folder.is_dir():
             shutil.rmtree(folder)
-
-
-def test_the_readmes_examples_are_read(tmp_path):
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|") and "<pre>" in line]
-    examples = [html.unescape(row.partition("<pre>")[2].partition("</pre>")[0]).replace("<br>", "\n") for row in rows]
-    readable = [text for text, row in zip(examples, rows) if "--train_file" in row and "parquet" not in row]
-    assert len(rows) == 11 and len(readable) == 8
-    for text in readable:
-        (tmp_path / "x").write_text(re.sub(r" ?\.\.\.", "\t_" * 5, text) if text.startswith("# text") else text + "\n")
-        assert read(tmp_path / "x", **{"task_name": "pos"} if text.startswith("# text") else {})

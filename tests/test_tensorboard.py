@@ -13,7 +13,7 @@ from selenium.common.exceptions import WebDriverException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from util import report
+from util.tensorboard_log import confusion_table
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ class Tagged:
 
 
 def test_the_confusion_table_counts_gold_in_rows_and_predicted_in_columns():
-    assert report.confusion_table(Tagged(), "predicted").splitlines() == [
+    assert confusion_table(Tagged(), "predicted").splitlines() == [
         "| gold / predicted | LOC | a-rather\\|long-name | - |",
         "| --- | --- | --- | --- |",
         "| LOC | 1 | 1 | 0 |",

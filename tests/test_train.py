@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +100,17 @@ def test_a_file_of_flags_and_flags_that_win(tmp_path):
 def test_a_run_writes_its_files(flags, tmp_path):
     out = tmp_path / "out"
     printed = train(*flags, "--output_dir", out, "--num_train_epochs", 2, "--logging_steps", 4)
-    assert "61 sentences" in printed and "8 x 1 accumulated x 1 ranks = 8 sentences a step | 16 steps" in printed
-    assert "step 4/16 | loss" in printed and "tokens/s" in printed  # no terminal: plain lines
+    header = ["data:    train 61 sentences of ", "encoder: ", "compute: cpu, 1 threads, ", "steps:   16, ", "output:  "]
+    lines = printed.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("data: "))
+    for line, start in zip(lines[first:], header):
+        assert line.startswith(start)
+    assert "batches of 8 x 1 accumulated x 1 ranks = 8 sentences a step" in lines[first + 2]
+    assert re.search(r"^step 4/16 \| loss .* tokens/s \| 0:\d\d left$", printed, re.MULTILINE)
+    assert len(re.findall(r"^step \d+/16 \| eval loss", printed, re.MULTILINE)) == 2
+    assert "\x1b" not in printed and "\r" not in printed
+    said = [line for line in lines if re.match(r"(step|note|warning|data|encoder|compute|steps|output)\b", line)]
+    assert len(set(said)) == len(said) > 10  # nothing is said twice
     found = results(out)
     for name in "epoch train_loss train_runtime train_samples_per_second train_tokens_per_second".split():
         assert math.isfinite(found[name])
@@ -123,7 +133,7 @@ def test_a_run_writes_its_files(flags, tmp_path):
 
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     again = train(*flags, "--output_dir", out, "--num_train_epochs", 2, "--logging_steps", 9)
-    assert "finished" in again and str(found["eval_f1"]) in again and "| loss" not in again
+    assert "finished" in again and f"{found['eval_f1']:.4f}" in again and "| loss" not in again
     other = run("train.py", *flags, "--output_dir", out, "--num_train_epochs", 2, "--seed", 43)
     assert other.returncode == 2 and "--seed is 42, not 43" in other.stderr and other.stderr.count("\n") == 1
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -416,7 +416,7 @@ def test_packing_is_refused_if_a_module_mixes_tokens(kind, scale):
     lines = []
     assert choose_packing("auto", model, 128, False, CPU, lines.append) is None
     (line,) = lines
-    assert re.fullmatch(r"packing is off, batches are padded: packed and padded logits differ by up to \S+", line)
+    assert re.fullmatch(r"note: packing is off, batches are padded: packed and padded logits differ by up to \S+", line)
     with pytest.raises(ValueError, match="^--packing on: packed and padded logits differ by up to .*--packing off"):
         choose_packing("on", model, 128, False, CPU, lines.append)
     assert choose_packing("off", model, 128, False, CPU, lines.append) is None and len(lines) == 1
@@ -513,7 +513,7 @@ def test_what_is_frozen_is_logged_and_an_attached_head_is_not_frozen():
     freeze_unreached_parameters(model, 64, modeling.make_autocast("fp32", CPU), lines.append)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert "transformer.mask_emb" in frozen and len(lines) == 1
-    assert lines[0].startswith("frozen, since no logit depends on them: ")
+    assert lines[0].startswith("note: frozen, since no logit depends on them: ")
     assert set(lines[0].partition(": ")[2].split(", ")) == frozen
     assert all(name.startswith("transformer.") for name in frozen)
     assert all(p.grad is None for p in model.parameters()) and model.training

@@ -152,7 +152,7 @@ def find_checkpoint(
             try:
                 state = read_state(path)
             except ValueError as error:
-                log(f"skipped {error}")
+                log(f"warning: skipped {error}")
                 continue
             refuse_another_run(path, state["fingerprint"], fingerprint)
             _check_steps_left(folder, path, state, total_steps)
@@ -204,9 +204,8 @@ def forget_missing_model(folder: str, checkpoint: str, train_state: dict, log) -
     if on_rank0(_has_best_model, folder, checkpoint, train_state):
         return train_state
     if train_state["best_scores"]:
-        log(
-            f"the best model so far (step {train_state['best_step']}) is not in {folder}; the next evaluation saves one"
-        )
+        best = f"the best model so far (step {train_state['best_step']})"
+        log(f"note: {best} is not in {folder}; the next evaluation saves one")
     return train_state | {"best_step": train_state["step"], "best_scores": {}, "best_model": ""}
 
 

@@ -42,42 +42,47 @@ class Note(NamedTuple):
 # Notes
 
 
-def log_how_read(splits: dict, tokenizer, log) -> None:
+def log_how_read(splits: dict, log) -> None:
     """A line for every source: "train.conll: CoNLL, 2 columns: tokens, tags; IOB1, 2 exceptions"."""
     for line in dict.fromkeys(f"{split.name}: {split.read_as}; {split.read_scheme}" for split in splits.values()):
+        log(line)
+
+
+def log_notes(splits: dict, tokenizer, log) -> None:
+    """Logs what checks() returns, and a warning if words have other subwords than in running text."""
+    for line in checks(splits, tokenizer.model_max_length):
         log(line)
     running_text.warn_of_other_subwords(splits["train"], tokenizer, log)
 
 
-def log_notes(splits: dict, max_length: int, log) -> None:
-    for note in checks(splits, max_length):
-        log(f"note: {note}")
-
-
 def checks(splits: dict, max_length: int) -> list[str]:
-    """A line for everything in the data that may need attention. max_length: subwords in a window."""
+    """Lines on the data: "warning: " where the user should correct the data or choose others, "note: " elsewhere.
+
+    max_length: subwords in a window.
+    """
     train, train_sentences = splits["train"], None
     label_list = train.label_list
-    lines = [*_mixed_tags(label_list), *_labels(train)]
+    warnings, notes = _mixed_tags(label_list) + _numbers_as_tags(label_list), _labels(train)
     if len(splits) > 1:
         if train.num_sentences <= LARGE:
             train_sentences = _sentences_as_text(train)
         else:
-            lines.append(f"{train.name}: over {LARGE:,} sentences; duplicates in other splits not counted")
+            notes.append(f"{train.name}: over {LARGE:,} sentences; duplicates in other splits not counted")
     for name, split in splits.items():
-        notes = [str(note) for note in [*split.notes, *_notes(split, max_length)]]
+        notes += [f"{split.name}: {note}" for note in [*split.notes, *_notes(split, max_length)]]
+        found = []
         if len(split.label_ids) == 1:
-            notes.append(f"every tag is {label_list[split.label_ids[0]]}")
+            found.append(f"every tag is {label_list[split.label_ids[0]]}")
         new_tags = [label_list[i] for i in np.setdiff1d(split.label_ids, train.label_ids)]
         if new_tags:
-            notes.append(str(_note(len(new_tags), "tag", "not in train", new_tags)))
+            found.append(str(_note(len(new_tags), "tag", "not in train", new_tags)))
         if name != "train" and train_sentences is not None:
-            notes += _duplicates(split, train_sentences)
+            found += _duplicates(split, train_sentences)
         unknown = _unknown_share(split)
         if unknown > 0.02:
-            notes.append(f"{unknown:.1%} of words contain a subword that the tokenizer does not know")
-        lines += [f"{split.name}: {note}" for note in notes]
-    return lines
+            found.append(f"{unknown:.1%} of words contain a subword that the tokenizer does not know")
+        warnings += [f"{split.name}: {warning}" for warning in found]
+    return [*(f"warning: {warning}" for warning in warnings), *(f"note: {note}" for note in notes)]
 
 
 def checks_of_file(split, max_length: int) -> list[str]:
@@ -85,7 +90,7 @@ def checks_of_file(split, max_length: int) -> list[str]:
     ids = split.label_ids
     labels = [split.label_list[i] for i in ids]
     split = dataclasses.replace(split, label_list=labels, label_counts=split.label_counts[ids])
-    return [line.removeprefix(f"{split.name}: ") for line in checks({"train": split}, max_length)]
+    return [line.replace(f": {split.name}: ", ": ", 1) for line in checks({"train": split}, max_length)]
 
 
 def _note(count: int, noun: str, text: str, examples: Iterable[str] = ()) -> Note:
@@ -102,13 +107,17 @@ def _mixed_tags(label_list: list[str]) -> list[str]:
     return [f"{example}: all are scored as plain tags, not as entities"]
 
 
+def _numbers_as_tags(label_list: list[str]) -> list[str]:
+    if not all(label.isdigit() for label in label_list):
+        return []
+    return [
+        "tags are numbers without names: entities cannot be scored; "
+        "Parquet files and save_to_disk folders with ClassLabel columns have names"
+    ]
+
+
 def _labels(split) -> list[str]:
     """How labels are read that may be meant otherwise."""
-    if all(label.isdigit() for label in split.label_list):
-        return [
-            "tags are numbers without names: entities cannot be scored; "
-            "Parquet files and save_to_disk folders with ClassLabel columns have names"
-        ]
     if not split.scheme:
         return []
     example = spelling_example(split.label_list)
@@ -181,7 +190,7 @@ def report(splits: dict, tokenizer, random_order, by_length) -> str:
         lines.append(f"padding in training batches of {batches.size} {order}: {share:.1%}")
     compared = running_text.compare_sample(train, tokenizer)
     lines.append(f"{compared} (of {compared.num_words:,} of {train.name})")
-    lines += [f"note: {note}" for note in checks(splits, tokenizer.model_max_length)]
+    log_notes(splits, tokenizer, lines.append)
     not_empty = (sentence for sentence in train.sentences if sentence["tokens"])
     for sentence in itertools.islice(not_empty, 2):
         lines += ["", *_aligned(sentence["tokens"], sentence["tags"])]

@@ -4,7 +4,6 @@ import colorsys
 import itertools
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from util import report
 from util.annotations import Columns, as_record, pick_column, shown, split_words, text_columns, words_and_tags
 from util.formats import Reader
 from util.input_format import BYTE_ORDER_MARK, choose_input, split_values
-from util.lines import how_to_convert, is_border
+from util.lines import conll_word, how_to_convert
 from util.list_cells import split_cells
 
 CHUNK_SIZE = 1024  # documents
@@ -215,7 +214,7 @@ def format_document(
         fields = {"text": document.text} | _other_fields(document) | {"entities": rounded}
         return json.dumps(fields, ensure_ascii=False) + "\n"
     if format == "conll":
-        words = [_conll_word(document.text[start:end]) for start, end in document.words]
+        words = [conll_word(document.text[start:end]) for start, end in document.words]
         return "".join(f"{word}\t{tag}\n" for word, tag in zip(words, tagged.tags)) + "\n"
     spans = [(e["start"], e["end"], e.get("entity_group") or e["entity"]) for e in tagged.entities]
     if format == "html":
@@ -236,20 +235,6 @@ def _other_fields(document: Document) -> dict:
                 new_name += "_input"
         fields[new_name] = value
     return fields
-
-
-# Tabs, and all characters at which programs end a line.
-_SEPARATORS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
-
-
-def _conll_word(word: str) -> str:
-    """A word as the first column of a line.
-
-    Tabs and line ends become spaces. A word that could be a comment or the border of documents begins with a space.
-    """
-    word = _SEPARATORS.sub(" ", word)
-    is_like_comment = word.startswith("#") and " " in word
-    return f" {word}" if is_like_comment or is_border([word]) else word
 
 
 def _colored(text: str, spans: list[tuple[int, int, str]], colors: dict[str, int]) -> str:

@@ -199,7 +199,7 @@ def check_encoder(
     if found.longest < limit:
         if max_seq_length:
             raise ValueError(f"--max_seq_length {max_seq_length}: {name} reads {found.longest} subwords at most")
-        log(f"windows have {found.longest} subwords, since {name} fails with {limit}: {found.reason}")
+        log(f"note: windows have {found.longest} subwords, since {name} fails with {limit}: {found.reason}")
         tokenizer.model_max_length = found.longest
     return precision
 

@@ -51,7 +51,7 @@ def choose_packing(
 def _switch_off(switch: str, reason: str, log) -> None:
     if switch == "on":
         raise ValueError(f"--packing on: {reason}; use --packing off")
-    log(f"packing is off, batches are padded: {reason}")
+    log(f"note: packing is off, batches are padded: {reason}")
 
 
 def _one_line(error: Exception) -> str:
@@ -272,7 +272,7 @@ def choose_half_weights(model, autocast: torch.autocast, packing: Packing | None
         half_weights = HalfWeights(model, torch.get_autocast_dtype(model.device.type))
     reason = _reason_against(lambda: _try_call(half_weights, model, packing, autocast), model)
     if reason:
-        log(f"weights are cast layer by layer: {reason}")
+        log(f"note: weights are cast layer by layer: {reason}")
         return model
     return half_weights
 
@@ -283,7 +283,7 @@ def choose_cuda_graphs(model, call, autocast: torch.autocast, packing: Packing |
     if packing is not None:
         reason = _reason_against(lambda: _try_graphs(model, call, packing, autocast), model)
     if reason:
-        log(f"CUDA graphs are off: {reason}")
+        log(f"note: CUDA graphs are off: {reason}")
         return None
     return GraphedModel(model, call)
 

@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from util.distributed import get_ranks, on_rank0
 from util.pretrained import MINILM
 from util.run_dir import FLAGS_WITHOUT_EFFECT_ON_RESULTS, atomic_write_text
+from util.text_table import with_interval
 
 TASK = "token-classification"
 METRICS = ["f1", "precision", "recall", "accuracy"]
@@ -71,6 +72,7 @@ def model_card(name: str, settings: dict, scores: dict[str, dict], facts: dict[s
         dataset=dataset,
         scores=scores,
         facts=facts | flags,
+        show=with_interval,
     )
     return f"{card}\n"
 
@@ -97,7 +99,9 @@ def _one_line(error: Exception) -> str:
 def push(
     folder: str, repo_id: str, message: str, log: Callable[[str], None], previous: Future | None = None
 ) -> Future | None:
-    """Uploads an output folder without its checkpoints, in the background.
+    """Uploads an output folder without its checkpoints and predictions, in the background.
+
+    Predictions contain the words of a corpus, which may not be public.
 
     Returns a future of the URL, or of None if the upload fails. A failure is logged, and training continues.
     previous: the future of the upload before. It is cancelled if it has not started, since only the newest
@@ -107,11 +111,11 @@ def push(
         previous.cancel()
     snapshot = tempfile.mkdtemp(dir=folder, prefix=".pushing-")
     try:
-        ignored = shutil.ignore_patterns("checkpoints", ".*", "*.new")
+        ignored = shutil.ignore_patterns("checkpoints", ".*", "*.new", "*_predictions.conll")
         shutil.copytree(folder, snapshot, copy_function=_link, ignore=ignored, dirs_exist_ok=True)
     except OSError as error:
         shutil.rmtree(snapshot, ignore_errors=True)
-        log(f"not pushed to {repo_id}: {_one_line(error)}")
+        log(f"warning: not pushed to {repo_id}: {_one_line(error)}")
         return None
     future = huggingface_hub.run_as_future(_upload, repo_id, snapshot, message, log)  # one at a time
     future.add_done_callback(lambda done: shutil.rmtree(snapshot) if done.cancelled() else None)
@@ -133,7 +137,7 @@ def _upload(repo_id: str, snapshot: str, message: str, log: Callable[[str], None
         huggingface_hub.upload_folder(repo_id=repo_id, folder_path=snapshot, commit_message=message)
         return f"{huggingface_hub.constants.ENDPOINT}/{repo_id}"
     except Exception as error:  # of the client, or of the HTTP library that it uses
-        log(f"not pushed to {repo_id}: {_one_line(error)}")
+        log(f"warning: not pushed to {repo_id}: {_one_line(error)}")
         return None
     finally:
         shutil.rmtree(snapshot)
@@ -142,7 +146,7 @@ def _upload(repo_id: str, snapshot: str, message: str, log: Callable[[str], None
 def wait_for_push(future: Future | None, folder: str, repo_id: str, log: Callable[[str], None]) -> None:
     """Logs the URL of the last upload, or if it failed the command that uploads the folder by hand."""
     url = future.result() if future else None
-    log(f"pushed: {url}" if url else f"not pushed; the model is in {folder}: hf upload {repo_id} {folder}")
+    log(f"pushed: {url}" if url else f"warning: not pushed; the model is in {folder}: hf upload {repo_id} {folder}")
 
 
 class Publisher:

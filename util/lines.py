@@ -168,6 +168,20 @@ def is_border(columns: list[str]) -> bool:
     return _DOCSTART.fullmatch(columns[0].partition(" ")[0]) is not None
 
 
+# Tabs, and all characters at which programs end a line.
+_SEPARATORS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
+
+
+def conll_word(word: str) -> str:
+    """A word as the first column of a line.
+
+    Tabs and line ends become spaces. A word that could be a comment or the border of documents begins with a space.
+    """
+    word = _SEPARATORS.sub(" ", word)
+    is_like_comment = word.startswith("#") and " " in word
+    return f" {word}" if is_like_comment or is_border([word]) else word
+
+
 class Layout(NamedTuple):
     """What the beginning of a column file tells about its lines."""
 

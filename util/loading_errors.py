@@ -6,6 +6,7 @@ import re
 import struct
 import warnings
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -23,6 +24,10 @@ WEIGHT_FILES = (
 TOKENIZER_FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "spiece.model", "sentencepiece.bpe.model",
     "tokenizer.model", "bpe.codes", "tekken.json",
+)  # fmt: skip
+FILES_OF_ANY_TOKENIZER = (
+    *TOKENIZER_FILES, "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json",
+    "config.json",
 )  # fmt: skip
 OBJECTS = (  # files that hold a JSON object
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -127,9 +132,12 @@ def fault_of_files(folder: Path) -> str:
     return next(filter(None, found), "")
 
 
-def placeholder(folder: Path) -> str:
-    """Names a file that was never downloaded. It may load without an error: a pointer is a vocabulary of 3 lines."""
-    for path in sorted(folder.iterdir()):
+def placeholder(folder: Path, names: Collection[str] | None = None) -> str:
+    """Names a file that was never downloaded, of the files with these names, by default of all.
+
+    Such a file of a tokenizer may load without an error: a pointer is a vocabulary of 3 lines.
+    """
+    for path in sorted(path for path in folder.iterdir() if names is None or path.name in names):
         if path.is_symlink() and not path.exists():
             return f"{path.name} is a link to a file that does not exist: copy the file"
         if path.name in OBJECTS and path.is_dir():

@@ -20,7 +20,7 @@ from transformers import (
 
 from util import running_text
 from util.adapters import adapter_config, base_of, is_adapter, merged_weights
-from util.loading_errors import TOKENIZER_FILES, one_line_errors, placeholder
+from util.loading_errors import FILES_OF_ANY_TOKENIZER, TOKENIZER_FILES, one_line_errors, placeholder
 from util.tokenizer import TRIAL, special_tokens
 from util.vocabulary import check_merges, check_rows, check_trained, check_vocabulary, text_config
 
@@ -48,7 +48,7 @@ def packaged_encoder() -> str:
 
 def load_tokenizer(name: str):
     """Loads a fast tokenizer, set up as training and tagging need it."""
-    fault = placeholder(Path(name)) if Path(name).is_dir() else ""
+    fault = placeholder(Path(name), FILES_OF_ANY_TOKENIZER) if Path(name).is_dir() else ""
     if fault:
         raise ValueError(f"{name}: cannot be loaded: {fault}")
     if is_adapter(name) and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):

@@ -1,27 +1,34 @@
-"""Where a model errs: gold and predicted entities compared, and the error report, one HTML page.
+"""The pages of util/report.html: the report of a run, the comparison of two runs, and tagged documents.
 
-    gold         Maria Santos PER   saw   New York LOC   and   Oslo LOC
-    predicted    Maria PER Santos   saw   New York PER   and   Oslo
-                 boundary                 type                 missed
-
-Entities are rows of an array [E, 3]: first word, the word after the last, type number. They are sorted and
-do not overlap. `split` is a data.Split, and `predicted` [W] holds the predicted label ids of its words.
+The macros of the template draw; the functions here and in util/charts.py collect what they draw.
 """
 
 import os
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
+from util import charts
+from util.curves import read_curves
+from util.entity_errors import (
+    CORRECT,
+    ERROR_KINDS,
+    NO_ENTITY,
+    Errors,
+    Match,
+    calibration,
+    find_errors,
+    sentence_numbers,
+)
+from util.predictions import predictions_path, read_predictions
 from util.run_dir import atomic_write_text
+from util.text_table import with_interval
 
-CORRECT = "correct"
-ERROR_KINDS = ("missed", "spurious", "type", "boundary")  # report.html explains them
-NO_ENTITY = "-"  # in confusion tables; also where a number is undefined
+MAX_SENTENCES = 500  # of a page
+MAX_CONFUSED = 50  # types of the confusion matrix
 
 
 def format_cell(value) -> str:
@@ -30,175 +37,40 @@ def format_cell(value) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def format_signed(value: float) -> str:
+    return f"{round(value, 4) + 0.0:+.4f}"  # + 0.0: no minus before a zero
+
+
+def format_interval(interval) -> str:
+    """[-0.012, 0.034]. None: there is no interval."""
+    if not interval:
+        return ""
+    low, high = (round(value, 3) + 0.0 for value in interval)
+    return f"[{low:+.3f}, {high:+.3f}]"
+
+
+def format_p_value(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
 _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
-_templates.filters["cell"] = format_cell
+_templates.filters |= {
+    "cell": format_cell,
+    "score": with_interval,
+    "signed": format_signed,
+    "interval": format_interval,
+}
+_templates.filters |= {"p_value": format_p_value, "shortened": charts.shortened}
+_templates.globals["error_kinds"] = [*ERROR_KINDS]
 # Macros return Markup, which escapes the strings that it is joined with; the functions below return str.
 _macros: Any = _templates.get_template("report.html").module
 
 # ---------------------------------------------------------------------------------------------------------
-# Gold and predicted entities -> pairs
-
-
-class Match(NamedTuple):
-    """A gold entity and the predicted one that it is paired with, by their row numbers. -1: none."""
-
-    kind: str  # CORRECT or one of ERROR_KINDS
-    gold: int
-    predicted: int
-
-
-def match_spans(gold: np.ndarray, predicted: np.ndarray) -> list[Match]:
-    """gold [G, 3], predicted [P, 3] -> matches; every entity of both sides is in exactly one.
-
-    Entities of the same words are paired first. The remaining ones are paired if they overlap: the same type
-    before different types, then the most words in common first.
-    """
-    matches = []
-    predicted_with_words = {(start, end): p for p, (start, end, _) in enumerate(predicted.tolist())}
-    unpaired_gold, paired_predicted = [], set()
-    for g, (start, end, entity_type) in enumerate(gold.tolist()):
-        p = predicted_with_words.get((start, end))
-        if p is None:
-            unpaired_gold.append(g)
-        else:
-            matches.append(Match(CORRECT if predicted[p, 2] == entity_type else "type", g, p))
-            paired_predicted.add(p)
-
-    candidates = []  # tuples that sort by preference: False before True, then the largest overlap
-    for g in unpaired_gold:
-        start, end, entity_type = gold[g].tolist()
-        # The first prediction that can overlap is the last one that starts at or before this entity.
-        p = max(0, int(np.searchsorted(predicted[:, 0], start, side="right")) - 1)
-        while p < len(predicted) and predicted[p, 0] < end:
-            overlap = min(end, predicted[p, 1]) - max(start, predicted[p, 0])
-            if overlap > 0 and p not in paired_predicted:
-                candidates.append((predicted[p, 2] != entity_type, -overlap, g, p))
-            p += 1
-    paired_gold = set()
-    for different_type, _, g, p in sorted(candidates):
-        if g not in paired_gold and p not in paired_predicted:
-            matches.append(Match("type" if different_type else "boundary", g, p))
-            paired_gold.add(g)
-            paired_predicted.add(p)
-
-    matches += [Match("missed", g, -1) for g in unpaired_gold if g not in paired_gold]
-    matches += [Match("spurious", -1, p) for p in range(len(predicted)) if p not in paired_predicted]
-    return matches
-
-
-@dataclass
-class Errors:
-    gold: np.ndarray  # [G, 3]
-    predicted: np.ndarray  # [P, 3]
-    types: list[str]  # names by type number
-    matches: list[Match]
-
-    def paired(self) -> tuple[np.ndarray, np.ndarray]:
-        """The gold and the predicted entity of every match, [M, 3] each; -1 in all columns if absent."""
-        none = np.full((1, 3), -1)  # appended as the last row, which the row number -1 selects
-        gold = np.concatenate([self.gold, none])[[match.gold for match in self.matches]]
-        predicted = np.concatenate([self.predicted, none])[[match.predicted for match in self.matches]]
-        return gold, predicted
-
-    def counted(self) -> np.ndarray:
-        """[M, 3] the entity under which a match is counted: the gold one, else the predicted one."""
-        gold, predicted = self.paired()
-        return np.where(gold >= 0, gold, predicted)
-
-    def is_correct(self, side: str) -> np.ndarray:
-        """side: "gold" or "predicted" -> [G] or [P], whether each entity of that side is matched exactly."""
-        correct = np.zeros(len(getattr(self, side)), bool)
-        correct[[getattr(match, side) for match in self.matches if match.kind == CORRECT]] = True
-        return correct
-
-    def confusion(self) -> tuple[list[str], np.ndarray]:
-        """Names of the types that occur, then NO_ENTITY; and [gold, predicted] how often a pair occurs."""
-        gold, predicted = self.paired()
-        counts = np.zeros((len(self.types) + 1, len(self.types) + 1), int)
-        np.add.at(counts, (gold[:, 2], predicted[:, 2]), 1)  # type -1: the last row or column
-        occurs = (counts.sum(0) + counts.sum(1)) > 0
-        occurs[-1] = True
-        names = [name for name, keep in zip([*self.types, NO_ENTITY], occurs) if keep]
-        return names, counts[occurs][:, occurs]
-
-
-def find_errors(split, predicted: np.ndarray) -> Errors:
-    gold_spans, types = split.spans(split.tags)
-    predicted_spans, _ = split.spans(predicted)
-    return Errors(gold_spans, predicted_spans, types, match_spans(gold_spans, predicted_spans))
-
-
-def _sentence_numbers(split, words: np.ndarray) -> np.ndarray:
-    """Word numbers -> the numbers of their sentences."""
-    return np.searchsorted(np.cumsum(split.lengths), words, side="right")
-
-
-def span_sums(values: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """values [W], spans [E, 2 or more columns] -> [E] the sums over the words of every span."""
-    # reduceat sums from each index to the next: start to end, end to the next start, and so on. Every second
-    # sum is wanted. The appended 0 makes the end of the last span a valid index.
-    return np.add.reduceat(np.append(values, 0), spans[:, :2].ravel())[::2]
-
-
-class CalibrationBin(NamedTuple):
-    scores: str  # "0.9 to 1.0"
-    count: int
-    mean_score: float
-    accuracy: float
-
-
-def calibration(scores: np.ndarray, correct: np.ndarray) -> tuple[list[CalibrationBin], float]:
-    """Scores of predicted entities [P] and whether they are correct [P] -> ten bins, without empty ones, and
-    the expected calibration error (Guo et al., arXiv 1706.04599)."""
-    bin_of_score = np.minimum((scores * 10).astype(int), 9)
-    bins, error = [], 0.0
-    for i in np.unique(bin_of_score):
-        inside = bin_of_score == i
-        mean_score, accuracy = float(scores[inside].mean()), float(correct[inside].mean())
-        label = f"{i / 10:.1f} to {(i + 1) / 10:.1f}"
-        bins.append(CalibrationBin(label, int(inside.sum()), mean_score, accuracy))
-        error += inside.mean() * abs(mean_score - accuracy)
-    return bins, float(error)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Markdown for TensorBoard
-
-
-def confusion_table(split, predicted: np.ndarray) -> str:
-    """How often a type (row) is predicted as a type (column)."""
-    names, counts = find_errors(split, predicted).confusion()
-    names = [name.replace("|", "\\|") for name in names]
-    rows = [["gold / predicted", *names], ["---"] * (len(names) + 1)]
-    for name, row in zip(names, counts.tolist()):
-        rows.append([name, *map(format_cell, row)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def sample_text(split, predicted: np.ndarray, max_sentences: int = 10) -> str:
-    """The first sentences that have an entity, gold and predicted, with the entities in bold brackets."""
-    sides = {"gold": split.spans(split.tags), "predicted": split.spans(predicted)}
-    first_words = np.concatenate([spans[:, 0] for spans, _ in sides.values()])
-    starts = np.cumsum(split.lengths) - split.lengths
-    paragraphs = []
-    for i in np.unique(_sentence_numbers(split, first_words))[:max_sentences].tolist():
-        position, words = split.sentence(i)
-        lines = [position]
-        for side, (spans, types) in sides.items():
-            marked = list(words)
-            in_sentence = (spans[:, 0] >= starts[i]) & (spans[:, 0] < starts[i] + split.lengths[i])
-            for start, end, type_number in (spans[in_sentence] - [starts[i], starts[i], 0]).tolist():
-                marked[start] = "**[" + marked[start]
-                marked[end - 1] += f"]** {types[type_number]}"
-            lines.append(f"{side}: {' '.join(marked)}")
-        paragraphs.append("  \n".join(lines))  # two spaces: a line break in Markdown
-    return "\n\n".join(paragraphs)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# HTML
+# Highlighted texts
 
 
 class Highlight(NamedTuple):
@@ -231,61 +103,130 @@ def page_end() -> str:
     return str(_macros.page_end())
 
 
-def render_report(
-    title: str, scores: dict, split, predicted: np.ndarray, probabilities: np.ndarray,
-    train_entities: set[tuple[str, str]] | None = None, max_sentences: int = 500,
-) -> str:  # fmt: skip
-    """The error report as HTML. It shows the sentences with the most errors.
+# ---------------------------------------------------------------------------------------------------------
+# The report of a run
 
-    scores: of metrics.score. probabilities [W]: of the predicted labels. train_entities: (type, text) of the
-    entities in the training split, to compare the recall of seen and unseen ones.
+
+def render_report(
+    title: str, scores: dict, split, predicted: np.ndarray | None = None, probabilities: np.ndarray | None = None,
+    train_entities: set[tuple[str, str]] | None = None, max_sentences: int = MAX_SENTENCES,
+    curves: dict[str, list] | None = None, best_step: int = 0,
+) -> str:  # fmt: skip
+    """The report as HTML. It shows the sentences with the most errors.
+
+    scores: of metrics.score. predicted, probabilities [W]: of the predicted labels; None: without errors.
+    train_entities: (type, text) of the entities in the training split, to compare the recall of seen and unseen
+    ones. curves: of read_curves. best_step: of the model with these scores; 0 if no step is marked.
     """
+    errors = None
+    if predicted is not None and probabilities is not None:
+        errors = _errors_of(split, predicted, probabilities, train_entities, max_sentences)
+    page = _macros.report(
+        title=title,
+        curves=charts.charts_of_run(curves or {}, best_step),
+        best_step=best_step,
+        scores=scores,
+        f1_name="F1" if not split or split.scheme else "F1, mean of tags",
+        num_sentences=len(split.lengths) if split else 0,
+        bars=_bars({name: (row["support"], [row]) for name, row in scores.get("per_entity", {}).items()}),
+        errors=errors,
+    )
+    return str(page)
+
+
+def write_report(folder: str, scores: dict, split, predictions: tuple | None, train_set, best_step: int) -> None:
+    """Writes folder/report.html. It is called for each new best model and at the end of training.
+
+    split, scores: of validation; a run without it gets the training curves alone, because errors in a test split must
+    not guide training. predictions: predicted and probabilities, as for render_report; None: read from the folder.
+    """
+    title = os.path.basename(os.path.abspath(folder)) + (f" on {split.name}" if split else "")
+    if split and predictions is None:
+        predictions = _read_predictions(folder, split)
+    predicted, probabilities = predictions or (None, None)
+    page = render_report(
+        title,
+        scores,
+        split,
+        predicted,
+        probabilities,
+        train_set.entities if split else None,
+        curves=read_curves(folder),
+        best_step=best_step,
+    )
+    atomic_write_text(os.path.join(folder, "report.html"), page)
+
+
+def _read_predictions(folder: str, split) -> tuple[np.ndarray, np.ndarray] | None:
+    """Predicted ids and probabilities [W] of the best model, or None if the folder does not have them."""
+    try:
+        return read_predictions(predictions_path(folder, "eval")).of_split(split)
+    except (OSError, ValueError):  # of a run that an older version began
+        return None
+
+
+def _bars(rows: dict) -> charts.BarChart:
+    """The values in the last columns, right of the bars, take 120 units."""
+    return charts.bar_chart(rows, charts.WIDTH - 120)
+
+
+def _errors_of(split, predicted, probabilities, train_entities, max_sentences: int) -> dict:
+    """What the report shows of a split besides its scores."""
     errors = find_errors(split, predicted)
-    names, counts = errors.confusion()
     recall = None
     if train_entities is not None:
         gold_texts = split.entity_texts(errors.gold, errors.types)
         recall = _recall(errors, np.array([entity in train_entities for entity in gold_texts], bool))
     num_words = errors.predicted[:, 1] - errors.predicted[:, 0]
     entity_scores = span_sums(probabilities, errors.predicted) / np.maximum(1, num_words)
+    bins, calibration_error = calibration(entity_scores, errors.is_correct("predicted"))
 
     num_errors = np.zeros(len(split.lengths), int)
     matches_of = defaultdict(list)
-    for i, match in zip(_sentence_numbers(split, errors.counted()[:, 0]).tolist(), errors.matches):
+    for i, match in zip(sentence_numbers(split, errors.counted()[:, 0]).tolist(), errors.matches):
         matches_of[i].append(match)
         num_errors[i] += match.kind != CORRECT
     worst = np.argsort(-num_errors, kind="stable")[: np.count_nonzero(num_errors)].tolist()
-    page = _macros.report(
-        title=title,
-        scores=scores,
-        num_sentences=len(split.lengths),
-        error_counts=_error_counts(errors, names[:-1]),
-        names=names,
-        confusion=counts.tolist(),
-        recall=recall,
-        calibration=calibration(entity_scores, errors.is_correct("predicted")),
-        num_wrong_sentences=len(worst),
-        sentences=[_sentence(split, i, errors, matches_of[i], entity_scores) for i in worst[:max_sentences]],
-        colors=type_colors(errors.types),
-    )
-    return str(page)
+    names, confusion = errors.confusion()
+    counts = _error_counts(errors, names[:-1])
+    return {
+        "counts": counts,
+        "sums": [sum(column) for column in zip(*counts.values())] or [0] * len(ERROR_KINDS),
+        "confusion": _confusion(names, confusion),
+        "num_types": len(names) - 1,
+        "recall": recall,
+        "bins": bins,
+        "calibration_error": calibration_error,
+        "reliability": charts.reliability_chart(bins),
+        "num_wrong_sentences": len(worst),
+        "sentences": [_sentence(split, i, errors, matches_of[i], entity_scores) for i in worst[:max_sentences]],
+        "colors": type_colors(errors.types),
+    }
 
 
-def write_report(folder: str, scores: dict, split, predictions: tuple, train_set) -> None:
-    """Writes folder/report.html. predictions: predicted and probabilities, as for render_report."""
-    title = f"{os.path.basename(os.path.abspath(folder))} on {split.name}"
-    predicted, probabilities = predictions
-    page = render_report(title, scores, split, predicted, probabilities, train_set.entities)
-    atomic_write_text(os.path.join(folder, "report.html"), page)
-
-
-def _error_counts(errors: Errors, types: list[str]) -> dict[str, dict[str, int]]:
-    """kind -> type -> number of errors."""
-    counts = {kind: dict.fromkeys(types, 0) for kind in ERROR_KINDS}
+def _error_counts(errors: Errors, types: list[str]) -> dict[str, list[int]]:
+    """type -> number of errors of every kind; the type with the most errors first."""
+    counts = {name: [0] * len(ERROR_KINDS) for name in types}
     for match, type_number in zip(errors.matches, errors.counted()[:, 2]):
         if match.kind != CORRECT:
-            counts[match.kind][errors.types[type_number]] += 1
-    return counts
+            counts[errors.types[type_number]][ERROR_KINDS.index(match.kind)] += 1
+    return dict(sorted(counts.items(), key=lambda item: -sum(item[1])))
+
+
+def _confusion(names: list[str], counts: np.ndarray) -> dict[str, dict[str, tuple[int, float]]]:
+    """gold -> predicted -> count, and its share of the row. The matrix has the MAX_CONFUSED types with most errors."""
+    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    num_errors = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
+    num_errors[-1] = counts.sum() + 1  # NO_ENTITY stays
+    kept = np.sort(np.argsort(-num_errors, kind="stable")[: MAX_CONFUSED + 1]).tolist()
+    return {names[i]: {names[j]: (int(counts[i, j]), float(shares[i, j])) for j in kept} for i in kept}
+
+
+def span_sums(values: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """values [W], spans [E, 2 or more columns] -> [E] the sums over the words of every span."""
+    # reduceat sums from each index to the next: start to end, end to the next start, and so on. Every second
+    # sum is wanted. The appended 0 makes the end of the last span a valid index.
+    return np.add.reduceat(np.append(values, 0), spans[:, :2].ravel())[::2]
 
 
 def _recall(errors: Errors, seen: np.ndarray) -> dict[str, dict]:
@@ -313,3 +254,56 @@ def _sentence(split, i: int, errors: Errors, matches: list[Match], entity_scores
                 highlights[side].append(Highlight(*span, note, match.kind))
     sides = {side: sorted(found) for side, found in highlights.items()}
     return {"position": position, "text": " ".join(words), **sides}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Two runs
+
+
+def render_comparison(comparison, max_sentences: int = MAX_SENTENCES) -> str:
+    """The comparison of two runs (util/comparison.py) as HTML. Sentences that changed most come first."""
+    types = {
+        entity[2]
+        for sentence in comparison.changed
+        for side in (sentence.gold, sentence.a, sentence.b)
+        for entity in side
+    }
+    changes = {"better": 0, "worse": 0, "same": 0}
+    for sentence in comparison.changed:
+        changes[change_of(sentence)] += 1
+    page = _macros.comparison(
+        title=f"{' and '.join(comparison.names)} on {comparison.split}",
+        comparison=comparison,
+        bars=_bars({row.type: (row.support, [row.a, row.b]) for row in comparison.rows[:-1]}),
+        changes=changes,
+        lines=list(zip(("gold", *_line_names(comparison.names)), ("gold", "a", "b"))),
+        sentences=[_changed_sentence(sentence) for sentence in comparison.changed[:max_sentences]],
+        colors=type_colors(types),
+    )
+    return str(page)
+
+
+def _line_names(names) -> tuple[str, str]:
+    """Names of two runs that fit beside a sentence: their ends, which usually differ, or the order of the runs."""
+    short = [name if len(name) <= 10 else "…" + name[-9:] for name in names]
+    return (short[0], short[1]) if short[0] != short[1] else ("first", "second")
+
+
+def change_of(sentence) -> str:
+    """How the number of wrong entities in a sentence changes from the first run to the second."""
+    return "better" if sentence.new_errors < 0 else "worse" if sentence.new_errors > 0 else "same"
+
+
+def _changed_sentence(sentence) -> dict:
+    """What the page shows of a sentence. Predicted entities that are not gold are outlined."""
+    starts = np.cumsum([0, *(len(word) + 1 for word in sentence.words)]).tolist()
+    gold = set(sentence.gold)
+    sides = {}
+    for side in ("gold", "a", "b"):
+        highlights = []
+        for start, end, entity_type in getattr(sentence, side):
+            kind = CORRECT if (start, end, entity_type) in gold else "wrong"
+            highlights.append(Highlight(starts[start], starts[end] - 1, entity_type, kind, kind))
+        sides[side] = highlights
+    position = f"sentence {sentence.number:,}"
+    return {"position": position, "text": " ".join(sentence.words), "change": change_of(sentence), **sides}

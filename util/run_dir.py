@@ -24,6 +24,8 @@ RUN_FILES = (
     "checkpoints",
     "report.html",
     "README.md",
+    "eval_predictions.conll",
+    "test_predictions.conll",
 )
 # Flags that a run may change when it is resumed. The batch sizes count only as their product with the number of ranks,
 # the global batch size, which is part of the run's fingerprint.

@@ -23,7 +23,7 @@ def disable_layerdrop(model: PreTrainedModel, log) -> None:
                 found[name] = value
                 setattr(holder, name, 0.0)
     for name, value in found.items():
-        log(f"{name} is 0 instead of {value:g}: every step trains all layers")
+        log(f"note: {name} is 0 instead of {value:g}: every step trains all layers")
 
 
 def _has_gradient(model: PreTrainedModel, input_ids: torch.Tensor, autocast) -> set[str]:
@@ -66,7 +66,7 @@ def freeze_unreached_parameters(model: PreTrainedModel, max_length: int, autocas
     for name in names:
         model.get_parameter(name).requires_grad_(False)
     if names:
-        log(f"frozen, since no logit depends on them: {', '.join(names)}")
+        log(f"note: frozen, since no logit depends on them: {', '.join(names)}")
     if varies:
-        log("some parameters have a gradient for some inputs only: DDP looks for them at every step")
+        log("note: some parameters have a gradient for some inputs only: DDP looks for them at every step")
     return varies

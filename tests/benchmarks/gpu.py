@@ -130,7 +130,7 @@ class Session:
     def splits(self) -> dict[str, data.Split]:
         args = data.get_args(self.data_flags())
         _, tokenizer = load_encoder(args.model_name_or_path, args.max_seq_length)
-        return data.load(args, tokenizer, log=lambda *_: None)
+        return data.load_splits(args, tokenizer)
 
     def batches(self, size: int, number: int) -> list[list[dict]]:
         """Windows of the training split, in the batches of train.py's first epoch, again from its start if need be."""
@@ -187,7 +187,7 @@ def run(command: list[str], timeout: float = 200, **env: str) -> str:
 
 def refusals(lines: list[str]) -> str:
     """What train.py logs about fast paths that it does not take."""
-    beginnings = ("packing is off", "CUDA graphs are off", "weights are cast layer by layer")
+    beginnings = ("note: packing is off", "note: CUDA graphs are off", "note: weights are cast layer by layer")
     return "; ".join(line for line in lines if line.startswith(beginnings))
 
 

@@ -85,7 +85,7 @@ def train_with_trainer(folder: Path, name: str, out: Path) -> None:
     """One step of what run_ner.py does with these sentences."""
     args = data.get_args(data_flags(folder))
     _, tokenizer = load_encoder(args.model_name_or_path, args.max_seq_length)
-    splits = data.load(args, tokenizer, log=lambda *_: None)
+    splits = data.load_splits(args, tokenizer)
     train_set = splits["train"]
     features = []
     for row in range(8):

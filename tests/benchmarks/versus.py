@@ -245,7 +245,7 @@ def f1_of(model, split: data.Split, tokenizer) -> float:
 def run_other(args, name: str, seed: int, out: str) -> None:
     flags = data.get_args(data_flags(args))
     encoder_name, tokenizer = load_encoder(flags.model_name_or_path, flags.max_seq_length)
-    splits = data.load(flags, tokenizer, log=lambda *_: None)
+    splits = data.load_splits(flags, tokenizer)
     transformers.set_seed(seed)
     model = transformers.AutoModelForTokenClassification.from_pretrained(
         encoder_name, num_labels=len(splits["train"].label_list), dtype=torch.float32
