@@ -103,7 +103,7 @@ def sample_words(split: str = "train", limit: int = 400) -> list[list[str]]:
 READ_WHILE_LOADING = ("HF_", "OMP_", "TOKENIZERS_")
 
 
-def run(*command, ranks: int = 1, timeout: int = 300, **env) -> subprocess.CompletedProcess:
+def run(*command, ranks: int = 1, timeout: int = 600, **env) -> subprocess.CompletedProcess:
     """Runs a command in a process of its own: run("train.py", "--seed", 1, ranks=2). A hang is a failure.
 
     A script runs in a process that is forked from one with all libraries loaded, see copies.py. What cannot be forked
@@ -116,7 +116,7 @@ def run(*command, ranks: int = 1, timeout: int = 300, **env) -> subprocess.Compl
     return subprocess.CompletedProcess(command, done.code, done.stdout, done.stderr)
 
 
-def run_python(*command, ranks: int = 1, timeout: int = 300, **env) -> subprocess.CompletedProcess:
+def run_python(*command, ranks: int = 1, timeout: int = 600, **env) -> subprocess.CompletedProcess:
     """Runs a command as a user does: `python ...`, or torchrun for several ranks. Loading the libraries takes 5 s."""
     mark = f"TEST_PROCESS={uuid.uuid4().hex}"
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []

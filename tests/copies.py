@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+import types
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +53,7 @@ class Command:
     output: Path
     processes: list = field(default_factory=list)
 
-    def wait(self, timeout: float = 300) -> Finished:
+    def wait(self, timeout: float = 600) -> Finished:
         """Kills what still runs after the timeout, which is a failure. Like torchrun, ends all ranks if one fails."""
         deadline, running = time.monotonic() + timeout, [*self.processes]
         try:
@@ -160,7 +161,9 @@ def _run(folder: Path, script: str, flags: list[str], environ: dict, before: str
         if before is None:
             runpy.run_path(str(folder / script), run_name="__main__")
         else:
-            exec(before, {"os": os})
+            sys.modules["__main__"] = types.ModuleType("__main__")  # what it defines can be pickled
+            sys.modules["__main__"].os = os
+            exec(before, vars(sys.modules["__main__"]))
             importlib.import_module(Path(script).stem).main()
     finally:
         gc.collect()

@@ -109,7 +109,7 @@ def families_on_two_ranks(request, corpus, tokenizers_by_kind, tmp_path_factory)
         runs[family] = flags
         runs[f"{family} again"] = flags_for(corpus, encoder, folder / f"{family}.again", "fp32", batch=4)
     (folder / "runs.json").write_text(json.dumps(runs))
-    done = run("tests/many_runs.py", folder / "runs.json", ranks=2, timeout=60 + 20 * len(families))
+    done = run("tests/many_runs.py", folder / "runs.json", ranks=2, timeout=600 + 20 * len(families))
     ended = [json.loads(path.read_text()) for path in folder.glob("runs.json.*")]
     return SimpleNamespace(folder=folder, ended=ended, output=done.stdout + done.stderr)
 

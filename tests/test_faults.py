@@ -29,7 +29,7 @@ from util import checkpoint, encoder_check
 from util.distributed import leave_process_group
 
 
-def forked(fault: str, log, flags, ranks: int = 1, killed_after: float = math.inf, timeout: float = 100):
+def forked(fault: str, log, flags, ranks: int = 1, killed_after: float = math.inf, timeout: float = 400):
     """Runs train.main() in forks of this process, which saves the imports.
 
     Returns the exit code of the first rank that failed, or 0, and the output of all. Like torchrun, it ends all ranks
@@ -270,7 +270,7 @@ def test_a_signal_stops_all_ranks_at_one_step_and_the_same_command_resumes(to, t
         process = subprocess.Popen([*launch, *map(str, with_log)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         wait_for(has_trained)
         process.send_signal(signal.SIGTERM)
-        printed, _ = process.communicate(timeout=100)
+        printed, _ = process.communicate(timeout=400)
         assert process.returncode == 1, printed
     else:
         running = start(ROOT, tmp_path / "printed", *with_log, before=None)
@@ -496,7 +496,7 @@ def test_a_folder_that_cannot_hold_checkpoints_ends_the_run_with_one_line(long_r
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_nan_loss_stops_all_ranks_before_the_update(ranks, long_run, forty, tmp_path):
     flags = [*long_run, "--max_steps", 20, "--output_dir", tmp_path / "out"]
-    code, printed = forked(f"nan 9 {ranks - 1}", tmp_path / "log", flags, ranks, timeout=30)
+    code, printed = forked(f"nan 9 {ranks - 1}", tmp_path / "log", flags, ranks, timeout=55)
     assert code == 1
     (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert f"step 10: the loss or its gradient is not finite. Its sentences: {forty['--train_file']}:" in line

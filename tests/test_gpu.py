@@ -28,7 +28,7 @@ def on_gpu(report_folder: Path, *command, ranks: int = 1, **env) -> Run:
     """Runs a script on the simulated GPU: on_gpu(tmp_path, "train.py", "--max_steps", 2)."""
     report_folder.mkdir(parents=True, exist_ok=True)
     path = report_folder / "report.json"
-    done = run(SIMULATOR, *command, ranks=ranks, timeout=300, SIMULATED_GPU_REPORT=path, **env)
+    done = run(SIMULATOR, *command, ranks=ranks, SIMULATED_GPU_REPORT=path, **env)
     paths = [Path(f"{path}.{rank}") for rank in range(ranks)] if ranks > 1 else [path]
     reports = [json.loads(path.read_text()) for path in paths if path.exists()]
     return Run(done.returncode, done.stdout, done.stderr, reports)
@@ -66,7 +66,7 @@ def waits_in_steps(done: Run) -> list[str]:
 @pytest.fixture(scope="module")
 def examined(tmp_path_factory) -> dict[str, dict]:
     path = tmp_path_factory.mktemp("encoders") / "results.json"
-    done = run(SIMULATOR, "tests/gpu_encoders.py", path, timeout=300)
+    done = run(SIMULATOR, "tests/gpu_encoders.py", path)
     assert done.returncode == 0, done.stderr
     return json.loads(path.read_text())
 

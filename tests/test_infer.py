@@ -25,7 +25,8 @@ FIVE = [
 def trained(tmp_path_factory) -> str:
     """The first command of the README with fewer steps: the packaged encoder on the embedded corpus."""
     folder = str(tmp_path_factory.mktemp("trained") / "out")
-    train("--output_dir", folder, "--max_steps", 80, "--eval_steps", 80, "--precision", "fp32", OMP_NUM_THREADS=2)
+    flags = ["--max_steps", 40, "--learning_rate", 3e-4, "--precision", "fp32"]
+    train("--output_dir", folder, *flags, OMP_NUM_THREADS=2)
     return folder
 
 
