@@ -26,7 +26,7 @@ from conftest import ROOT, lay, read, results, write_conll
 import data
 import infer
 import train
-from util import pretrained, throughput
+from util import comparison, pretrained, throughput
 from util.run_ner_flags import translate
 
 PAGES = ["README.md", "samples/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
