@@ -55,7 +55,9 @@ def pytest_configure(config):
 
 
 # Two processes run the normal suite, a file each at a time. These files take longest, and are begun first.
-LONGEST = ("test_encoders.py", "test_faults.py")
+LONGEST = tuple(
+    f"test_{name}.py" for name in "encoders faults infer gpu traps changes resume hosts hub fsdp pretrained".split()
+)
 
 
 @pytest.hookimpl(tryfirst=True)

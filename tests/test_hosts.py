@@ -123,7 +123,7 @@ def test_two_hosts_end_with_the_result_of_the_same_ranks_on_one(each, link, corp
     flags = [*flat(corpus), "--model_name_or_path", still, "--precision", "fp32", "--max_steps", 6, "--eval_steps", 3]
     flags += ["--per_device_train_batch_size", 4 // each]
     command = torchrun("train.py", *flags, "--output_dir", "shared/out", each=each)
-    done = finish(start(link, place, *command), link, place, 100)
+    done = finish(start(link, place, *command), link, place, 600)
     assert [code for code, _ in done] == [0, 0], done
     here = run("train.py", *flags, "--output_dir", place / "one", ranks=2 * each)
     assert here.returncode == 0, here.stderr
@@ -149,7 +149,7 @@ def test_a_file_is_tagged_by_two_hosts_that_share_no_disk(link, still, place):
     flags = [place / "model", "--input_file", place / "texts.jsonl", "--skip_bad_lines", "--precision", "fp32"]
     command = torchrun("infer.py", *flags, "--output_file", "shared/out.jsonl")
     for again in (False, True):
-        done = finish(start(link, place, *command), link, place, 100)
+        done = finish(start(link, place, *command), link, place, 600)
         assert [code for code, _ in done] == [0, 0], done
         assert ("is complete already" in done[0][1]) == again
     here = run("infer.py", *flags, "--output_file", place / "one.jsonl")
@@ -171,7 +171,7 @@ def test_the_command_of_the_docs_runs_as_printed(link, corpus, still, place):
     flags = f"{' '.join(flat(corpus))} --model_name_or_path {still} --max_steps 4 --output_dir shared/out"
     script = f"{ROOT / 'train.py'} {flags}"
     command = f"{Path(sys.executable).parent}/{line.replace('train.py ...', script)}"
-    done = finish(start(link, place, *command.split()), link, place, 300)
+    done = finish(start(link, place, *command.split()), link, place, 600)
     assert [code for code, _ in done] == [0, 0], done
     assert results(place / "shared" / "out")["world_size"] == 16
 
@@ -208,7 +208,7 @@ def test_a_cut_link_ends_every_rank_in_time_and_the_same_command_resumes(link, c
         ended = time.monotonic() - cut
     finally:
         ip("-n", link[0], "link", "set", "card", "up")
-    done = finish(processes, link, place, 120)
+    done = finish(processes, link, place, 600)
     for number, (code, output) in enumerate(done):
         assert code == 1
         assert f"on {HOSTS[number]} has lost the other ranks: " in output and "Timed out" in output, output
@@ -216,7 +216,7 @@ def test_a_cut_link_ends_every_rank_in_time_and_the_same_command_resumes(link, c
     saved = sorted(path.name for path in checkpoints.iterdir())[-1]
     print(f"ended {ended:.1f} s after the cut, newest checkpoint {saved}")
 
-    done = finish(start(link, place, *command), link, place, 100)
+    done = finish(start(link, place, *command), link, place, 600)
     assert [code for code, _ in done] == [0, 0], done
     assert any(f"resumed from shared/out/checkpoints/{saved}" in output for _, output in done)
     here = run("train.py", *flags, "--output_dir", place / "one", ranks=2)
