@@ -7,6 +7,7 @@ import pytest
 from conftest import flat, run
 
 import train
+from util import pretrained
 
 GOOD = "EU B-ORG\nsays O\n"
 
@@ -19,8 +20,12 @@ def check(message: str, stdout: str, stderr: str) -> str:
 
 
 @pytest.fixture
-def fails(monkeypatch, capsys):
-    """Runs main() in this process: fails("message", "--seed", 1) -> the line on stderr."""
+def fails(monkeypatch, capsys, encoders):
+    """Runs main() in this process: fails("message", "--seed", 1) -> the line on stderr.
+
+    The default encoder is a small one, since it is loaded and tried before the data are read.
+    """
+    monkeypatch.setattr(pretrained, "packaged_encoder", lambda: encoders["wordpiece"])
 
     def fails(message: str, *flags) -> str:
         monkeypatch.setattr("sys.argv", ["train.py", *map(str, flags)])
@@ -143,7 +148,7 @@ def test_a_bad_validation_file_is_found_before_training_too(fails, corpus, tmp_p
         (["--dataset_name", "nobody/nothing"], "the Hub cannot be reached"),
         (["--model_name_or_path", "nobody/nothing"], "nobody/nothing"),
         (["--model_name_or_path", "samples"], "samples"),
-        (["--max_seq_length", "513"], "this encoder reads 512 subwords at most"),
+        (["--max_seq_length", "129"], "this encoder reads 128 subwords at most"),
         (["--max_seq_length", "2"], "leaves no room beside 2 special tokens"),
         (["--precision", "fp16"], "--precision fp16 needs a GPU"),
         (["--precision", "fp8"], "--precision"),
