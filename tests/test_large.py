@@ -28,7 +28,7 @@ SETTINGS = {
     "small parts": {"part_size": 9},
     "small batches": {"scan_batch_size": 4},
     "three processes": {"large": 5, "cores": 3},
-    "all": {"block_size": 300, "part_size": 20, "scan_batch_size": 4, "large": 5, "cores": 3},
+    "all": {"block_size": 300, "part_size": 40, "scan_batch_size": 4, "large": 5, "cores": 2},
 }
 
 
@@ -210,7 +210,7 @@ os.sched_getaffinity = lambda pid: {{0, 1}}
 
 @pytest.fixture
 def flags(encoders, tmp_path) -> list[str]:
-    write_conll(tmp_path / "x.conll", read(ROOT / "samples" / "train.conll"))
+    write_conll(tmp_path / "x.conll", read(ROOT / "samples" / "train.conll")[:800])
     return ["--train_file", str(tmp_path / "x.conll"), "--model_name_or_path", encoders["wordpiece"]]
 
 
@@ -277,7 +277,7 @@ def test_a_killed_command_continues_and_ends_like_one_that_was_not_killed(comman
         finished = now
     code, printed, errors = running.wait()
     assert code == 0 and kills >= 3, errors
-    assert printed.splitlines()[1:] == expected.splitlines()[1:]
+    assert printed.splitlines()[2:] == expected.splitlines()[2:]  # behind "... sentences ready in ... s"
     now = finished_files(cache)
     assert {name: now[name] for name in finished} == finished
     assert now.keys() == finished_files(tmp_path / "whole").keys()
