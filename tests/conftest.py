@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -71,6 +72,13 @@ def pytest_cmdline_main(config):
     if cores > 1 and option.capture != "no" and not is_chosen and not needs_one:
         option.numprocesses = min(cores, 4)
         option.dist, option.loadscopereorder = "loadfile", False
+
+
+def pytest_collection_finish():
+    """Collections of garbage no longer visit the objects of the libraries, so forked processes share their memory."""
+    import hypothesis  # noqa: F401 - it asks the collector for references, and then would not find them
+
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):

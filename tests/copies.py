@@ -148,6 +148,7 @@ def _context():
 
 def _run(folder: Path, script: str, flags: list[str], environ: dict, before: str | None, output: Path) -> None:
     """In the forked process."""
+    gc.freeze()  # the objects of the libraries stay in memory that all forked processes share
     rank = environ.get("RANK", "0")
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(output / f"{name}.{rank}", os.O_CREAT | os.O_WRONLY), number)

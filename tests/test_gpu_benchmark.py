@@ -35,6 +35,7 @@ def results(corpus, encoders, tmp_path):
     return results_of
 
 
+@pytest.mark.slow
 def test_some_checks_of_prove(results):
     only = ["machine", "attention", "encoder/roberta", "graphs/fp32", "no-wait/distilbert"]
     checks, printed = results("prove", "--only", *only)

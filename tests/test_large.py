@@ -94,7 +94,7 @@ def odd_corpus(corpus, tmp_path) -> dict[str, str]:
     return corpus | {"--train_file": str(tmp_path / "odd.conll")}
 
 
-@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", pytest.param("unigram", marks=pytest.mark.slow)])
 def test_blocks_parts_batches_and_processes_change_nothing(kind, encoders, odd_corpus, tmp_path):
     flags = {"size": 20, "stride": 6} | {name[2:]: value for name, value in odd_corpus.items()}  # many windows
     expected = load_with(tmp_path / "one part", encoders[kind], {}, **flags)
