@@ -25,7 +25,7 @@ FIVE = [
 def trained(tmp_path_factory) -> str:
     """The first command of the README with fewer steps: the packaged encoder on the embedded corpus."""
     folder = str(tmp_path_factory.mktemp("trained") / "out")
-    flags = ["--max_steps", 40, "--learning_rate", 3e-4, "--precision", "fp32"]
+    flags = ["--max_steps", 30, "--learning_rate", 3e-4, "--precision", "fp32"]
     done = run_python("train.py", "--output_dir", folder, *flags)
     assert done.returncode == 0, done.stderr
     return folder
