@@ -227,18 +227,24 @@ def train_with_accelerate(args, splits, model, tokenizer, seed: int) -> dict:
     return {"f1": best_f1} if whole_run else clock.figures(accelerator.unwrap_model(model), "bf16")
 
 
-def f1_of(model, split: data.Split, tokenizer) -> float:
-    """In fp32, scored as train.py does."""
+def predict(model, split: data.Split, tokenizer, precision: str = "fp32") -> tuple[np.ndarray, np.ndarray]:
+    """Predicted ids and probabilities [W] of a split, as train.py computes them."""
     pad_values = {"input_ids": tokenizer.pad_token_id, "labels": data.IGNORED}
-    predicted, _, _ = metrics.predict(
+    predicted, probabilities, _ = metrics.predict(
         model,
         split.windows,
         data.eval_batches(split.windows.lengths, 64),
         collate=lambda features: data.collate(features, pad_values),
-        autocast=modeling.make_autocast("fp32", model.device),
+        autocast=modeling.make_autocast(precision, model.device),
         token_loss=modeling.token_loss,
     )
     model.train()
+    return predicted, probabilities
+
+
+def f1_of(model, split: data.Split, tokenizer) -> float:
+    """In fp32, scored as train.py does."""
+    predicted, _ = predict(model, split, tokenizer)
     return metrics.score(split.tags, predicted, split.lengths, split.label_list, split.scheme)["f1"]
 
 
