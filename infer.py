@@ -39,7 +39,7 @@ from util.sources import open_file, read_source
 from util.tag_files import TagJob, tag_file, tag_stream, tagger_digest
 from util.tag_schemes import entity_spans, make_label_list
 from util.tag_spelling import canonical, check_same_spelling, entity_type, prefix
-from util.text_table import with_interval
+from util.text_table import replace_unprintable, with_interval
 from util.tokenizer import encode, special_tokens, subword_offsets
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
@@ -254,6 +254,7 @@ def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
         return
     predicted, probabilities, losses = predictions
     scores = metrics.score(split.tags, predicted, split.lengths, label_list, split.scheme, flags.strict)
+    replace_unprintable(sys.stdout)
     never = [f"warning: the model never predicts {', '.join(unknown)}"] if unknown else []
     for line in [*data_report.checks_of_file(split, tagger.window_size), *never]:
         print(line, file=sys.stderr)

@@ -197,7 +197,7 @@ def table(scores: dict) -> str:
     support = sum(row["support"] for row in scores["per_entity"].values())
     columns = ("precision", "recall", "f1")
     rows = [["", *columns, "support"]]
-    for name, row in (scores["per_entity"] | {"all": scores | {"support": support}}).items():
+    for name, row in [*scores["per_entity"].items(), ("all", scores | {"support": support})]:
         rows.append([name, *(with_interval(row, column) for column in columns), f"{row['support']:,}"])
     return aligned(rows)
 

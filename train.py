@@ -45,7 +45,7 @@ from util.sharding import full_tensor
 from util.split import fingerprint_of
 from util.step_meter import StepMeter
 from util.tensorboard_log import log_hparams, log_predictions, open_writer
-from util.text_table import with_interval
+from util.text_table import replace_unprintable, with_interval
 from util.unreached import disable_layerdrop, freeze_unreached_parameters
 from util.vocabulary import describe
 
@@ -241,6 +241,7 @@ def main() -> None:
     device = pick_device()
     log = tqdm.write if ranks.rank == 0 else (lambda *_: None)
     quiet(progress=ranks.rank == 0 and sys.stderr.isatty())
+    replace_unprintable(sys.stdout)
 
     # ---- flags and data. All errors in the input are raised here, before anything is trained or overwritten.
     args = get_args(sys.argv[1:])

@@ -1,6 +1,7 @@
 """The files of predictions, and the comparison of two runs."""
 
 import json
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from util.comparison import compare, paired_test
 from util.entity_counts import count
 from util.intervals import draw_weights, scores_of, weighted_sums, with_overall
 from util.predictions import read_predictions, write_predictions
+from util.run_dir import atomic_write_text
 
 
 def write_split(folder, name, words, gold, predicted, labels=NER) -> None:
@@ -289,3 +291,36 @@ def test_two_runs_of_train(encoders, corpus, tmp_path):
         assert right == pytest.approx(measured["eval_accuracy"])
         assert " ± " in (tmp_path / str(seed) / "README.md").read_text(encoding="utf-8")
     assert found.split == "test" and found.num_sentences == 19 and found.changed
+
+
+def test_a_broken_folder_is_one_line(tmp_path):
+    good = str(write_run(tmp_path / "good"))
+    write_split(tmp_path / "good", "test", [["x"]], [0], [0])
+
+    def broken(name: str, file: str, content: str) -> str:
+        write_split(write_run(tmp_path / name), "test", [["x"]], [0], [0])
+        (tmp_path / name / file).write_text(content)
+        with pytest.raises(ValueError) as error:
+            compare(good, str(tmp_path / name))
+        assert "\n" not in str(error.value) and str(tmp_path / name) in str(error.value)
+        return str(error.value)
+
+    assert "is not that of a run" in broken("empty settings", "train_config.yaml", "")
+    assert "is not that of a run" in broken("settings", "train_config.yaml", "a: [")
+    assert "is not that of a run" in broken("no labels", "config.json", "{}")
+    assert "no words" in broken("no words", "test_predictions.conll", "")
+    assert "is not a number" in broken("number", "test_predictions.conll", "x\tmany\tO\tO\n")
+
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "page.html")
+    atomic_write_text(str(tmp_path / "link"), "text")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "page.html").read_text() == "text"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    atomic_write_text(str(tmp_path / "pipe"), "text")
+    assert os.read(reader, 9) == b"text" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+    with pytest.raises(IsADirectoryError):
+        atomic_write_text(str(tmp_path), "text")
+    assert not list(tmp_path.parent.glob("*.new"))

@@ -180,3 +180,15 @@ def test_the_table_lines_up():
     gold, predicted, lengths = random_tags(NER)
     lines = metrics.table(metrics.score(gold, predicted, lengths, NER, "IOB2")).split("\n")
     assert len({len(line) for line in lines}) == 1 and lines[1].startswith("LOC") and lines[-1].startswith("all")
+
+
+@pytest.mark.parametrize("name", ["all", "micro avg", "-", "X-"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_any_name_of_a_type_is_scored(name, strict):
+    """seqeval has no row for a type that is named like one of its averages, and strips "-" in strict mode."""
+    labels = ["O", f"B-{name}", f"I-{name}", "B-LOC", "I-LOC"]
+    gold = np.array([1, 2, 0, 3])
+    scores = metrics.score(gold, gold, np.array([2, 2]), labels, "IOB2", strict)
+    assert scores["f1"] == 1 and scores["f1_ci95"][0] < 1 and scores["per_entity"]["LOC"]["support"] == 1
+    lines = metrics.table(scores).split("\n")
+    assert len(lines) == 2 + len(scores["per_entity"]) and lines[-1].split()[-1] == str(2 if name != "micro avg" else 1)

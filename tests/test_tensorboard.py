@@ -58,11 +58,11 @@ class Tagged:
 
 def test_the_confusion_table_counts_gold_in_rows_and_predicted_in_columns():
     assert confusion_table(Tagged(), "predicted").splitlines() == [
-        "| gold / predicted | LOC | a-rather\\|long-name | - |",
+        "| gold / predicted | LOC | a-rather\\|long-name | (none) |",
         "| --- | --- | --- | --- |",
         "| LOC | 1 | 1 | 0 |",
         "| a-rather\\|long-name | 0 | 1 | 1 |",
-        "| - | 1 | 0 | 0 |",
+        "| (none) | 1 | 0 | 0 |",
     ]
 
 

@@ -7,6 +7,7 @@ that it contains 0 if p is above 0.05. tests/test_comparison.py simulates how of
 """
 
 import os
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from util.intervals import draw_weights, scores_of, weighted_sums, with_overall
 from util.predictions import Predictions, predictions_path, read_predictions
 from util.run_dir import CONFIG_FILE, RESULTS_FILE, atomic_write_text, read_json
 from util.tag_schemes import PLAIN
-from util.text_table import aligned, format_p_value
+from util.text_table import aligned, format_p_value, replace_unprintable
 
 SPLITS = {"test": "test", "eval": "validation"}
 ROUNDING = 1e-12  # differences below it are equal
@@ -101,11 +102,15 @@ def _open_run(folder: str) -> _Run:
             f"{folder}: no predictions: the run had neither validation nor test split, or an older version wrote it; "
             "train again with --overwrite_output_dir"
         )
-    with open(settings_file, encoding="utf-8") as file:
-        strict = bool(yaml.safe_load(file).get("strict"))
-    config = read_json(os.path.join(folder, "config.json"))
-    labels = {int(i): label for i, label in config["id2label"].items()}
-    scheme = config["tag_scheme"]
+    try:
+        with open(settings_file, encoding="utf-8") as file:
+            strict = bool(yaml.safe_load(file)["strict"])
+        config = read_json(os.path.join(folder, "config.json"))
+        labels = {int(i): label for i, label in config["id2label"].items()}
+        scheme = config["tag_scheme"]
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:150]
+        raise ValueError(f"{folder}: {CONFIG_FILE} or config.json is not that of a run of train.py: {reason}") from None
     scheme = {"IOB1": "IOB2", PLAIN: None}.get(scheme, scheme)  # IOB1 is converted when it is read
     return _Run(folder, [labels[i] for i in sorted(labels)], scheme, strict, splits)
 
@@ -134,7 +139,10 @@ def compare(folder_a: str, folder_b: str) -> Comparison:
             comparison.note = "; ".join(filter(None, [*reasons, comparison.note]))
             return comparison
         reasons.append(f"the {SPLITS[name]} splits of {folder_a} and {folder_b} differ: {difference}")
-    raise ValueError(f"{reasons[0]}; train both with the same --test_file or --validation_file")
+    raise ValueError(
+        f"{reasons[0]}; train both with the same --test_file or --validation_file, "
+        "or with the same --validation_split and --seed"
+    )
 
 
 def _first_difference(a: Predictions, b: Predictions) -> str | None:
@@ -248,9 +256,10 @@ def _changed_sentences(
 def main() -> None:
     """python metrics.py outputs_a outputs_b"""
     parser = ArgumentParser(description="Compare two finished runs of train.py on the same file.")
-    parser.add_argument("output_dir", nargs=2, help="--output_dir of a run")
+    parser.add_argument("output_dir", nargs=2, metavar="FOLDER", help="--output_dir of each of the two runs")
     parser.add_argument("--output_file", default="comparison.html", help="the page that is written (comparison.html)")
     args = parser.parse_args()
+    replace_unprintable(sys.stdout)
     comparison = compare(*args.output_dir)
     atomic_write_text(args.output_file, report.render_comparison(comparison))
     print(f"{as_text(comparison)}\n\nwritten: {args.output_file}")

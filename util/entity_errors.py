@@ -15,7 +15,8 @@ import numpy as np
 
 CORRECT = "correct"
 ERROR_KINDS = ("missed", "spurious", "type", "boundary")  # report.html explains them
-NO_ENTITY = "-"  # in confusion tables; also where a number is undefined
+NO_ENTITY = "(none)"  # in confusion tables
+UNDEFINED = "-"  # in place of a number
 
 
 class Match(NamedTuple):

@@ -118,7 +118,8 @@ def wilson_interval(score: np.ndarray, size: np.ndarray) -> np.ndarray:
 def add_intervals(scores: dict, counts: Counts) -> None:
     """Adds precision_ci95, recall_ci95 and f1_ci95 to the scores of metrics.score and their rows, and accuracy_ci95."""
     *of_types, overall, of_words = confidence_intervals(counts).tolist()
-    rows = [scores["per_entity"][name] for name in counts.types]
+    # seqeval has no row for a type that is named like one of its averages, and strips "-" from names in strict mode.
+    rows = [scores["per_entity"].get(name, {}) for name in counts.types]
     for row, intervals in zip([*rows, scores], [*of_types, overall]):
         row |= {f"{name}_ci95": interval for name, interval in zip(SCORES, intervals)}
     scores["accuracy_ci95"] = of_words[0]

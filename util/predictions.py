@@ -8,6 +8,7 @@ Columns are separated by tabs. The last two are those that conlleval reads (conl
 """
 
 import os
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ import pyarrow.compute as pc
 from util.corpus_scan import column
 from util.lines import conll_word
 from util.run_dir import atomic_write_text
+
+NUMBER = re.compile(r"[0-9.]+")  # as write_predictions writes it
 
 
 class Predictions(NamedTuple):
@@ -59,7 +62,7 @@ def write_predictions(folder: str, name: str, split, predictions: tuple[np.ndarr
 
 def read_predictions(path: str) -> Predictions:
     """Raises ValueError for a line that does not have four columns."""
-    with open(path, encoding="utf-8", newline="\n") as file:
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
         lines = file.read().split("\n")
     rows, lengths, start = [], [], 0
     for number, line in enumerate(lines, 1):
@@ -72,5 +75,9 @@ def read_predictions(path: str) -> Predictions:
             start = len(rows)
     if len(rows) > start:
         lengths.append(len(rows) - start)
+    if not rows:
+        raise ValueError(f"{path}: no words; run train.py again")
     words, probabilities, gold, predicted = ([row[i] for row in rows] for i in range(4))
+    if not all(NUMBER.fullmatch(text) for text in probabilities):
+        raise ValueError(f"{path}: a probability is not a number; run train.py again")
     return Predictions(words, np.array(probabilities, np.float64), gold, predicted, np.array(lengths, np.int64))

@@ -16,7 +16,7 @@ from util.curves import read_curves
 from util.entity_errors import (
     CORRECT,
     ERROR_KINDS,
-    NO_ENTITY,
+    UNDEFINED,
     Errors,
     Match,
     calibration,
@@ -227,7 +227,7 @@ def _recall(errors: Errors, seen: np.ndarray) -> dict[str, dict]:
     """seen [G]: whether a gold entity occurs in the training split."""
     found, recall = errors.is_correct("gold"), {}
     for name, group in (("seen in train", seen), ("unseen", ~seen)):
-        share = float(found[group].mean()) if group.any() else NO_ENTITY
+        share = float(found[group].mean()) if group.any() else UNDEFINED
         recall[name] = {"number": int(group.sum()), "recall": share}
     return recall
 

@@ -4,6 +4,7 @@ An unfinished run has train_config.yaml, a finished one all_results.json as well
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -49,12 +50,22 @@ ADVICE = "choose another --output_dir, or --overwrite_output_dir"
 
 
 def atomic_write_text(path: str, text: str) -> None:
-    """Writes a file atomically: the path never holds a part of the text."""
-    with open(path + ".new", "w", encoding="utf-8") as file:
+    """Writes a file atomically: the path never holds a part of the text.
+
+    A link stays a link to the file that is written. A device or a pipe is written to, not replaced.
+    """
+    target = os.path.realpath(path)
+    if os.path.isdir(target):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    is_file = os.path.isfile(target) or not os.path.exists(target)
+    temporary = target + ".new" if is_file else target
+    with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".new", path)
+        if is_file:
+            os.fsync(file.fileno())
+    if is_file:
+        os.replace(temporary, target)
 
 
 def read_json(path: str):

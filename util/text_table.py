@@ -14,7 +14,8 @@ def aligned(rows: list[list[str]]) -> str:
 def with_interval(scores: dict, name: str) -> str:
     """A score with half the width of its 95 % confidence interval: "0.8858 ± 0.021". Older runs have no intervals."""
     interval = scores.get(f"{name}_ci95")
-    half_width = f" ± {(interval[1] - interval[0]) / 2:.3f}" if interval else ""
+    is_known = interval and interval != [0, 1]  # a score without entities can be anything
+    half_width = f" ± {(interval[1] - interval[0]) / 2:.3f}" if is_known else ""
     return f"{scores[name]:.4f}{half_width}"
 
 
@@ -23,3 +24,9 @@ def format_p_value(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def replace_unprintable(stream) -> None:
+    """Makes a text stream print ? for characters, such as ±, that its encoding does not have, instead of an error."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="replace")
