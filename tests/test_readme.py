@@ -126,11 +126,12 @@ def call(command: str) -> str:
 
 
 def copy_repository(folder: Path) -> None:
-    list_files = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.check_output(list_files, cwd=ROOT, text=True).split():
-        if not name.startswith("tests/") and (ROOT / name).exists():
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    """Copies the scripts, util/, samples/ and the files beside them. A copy of the project may have no .git."""
+    for path in [*ROOT.glob("*.*"), *(ROOT / "util").glob("*.*"), *(ROOT / "samples").glob("*.*")]:
+        if path.is_file() and not path.name.startswith("."):
+            target = folder / path.relative_to(ROOT)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(path, target)
 
 
 def write_data(folder: Path) -> None:
