@@ -162,8 +162,10 @@ def shared_seed(seed: int, step: int) -> int:
 
 
 def is_better(scores: dict, best_scores: dict, metric: str) -> bool:
+    """Of equal scores, the lower loss is better: on a small corpus, F1 is 0 in the first epochs."""
     sign = -1 if metric == "loss" else 1
-    return not best_scores or sign * scores[metric] > sign * best_scores[metric]
+    rank = [(sign * found[metric], -found["loss"]) for found in (scores, best_scores) if found]
+    return not best_scores or rank[0] > rank[1]
 
 
 def log_scalars(writer, prefix: str, scalars: dict[str, float], step: int) -> None:

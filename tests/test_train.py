@@ -322,3 +322,11 @@ def test_the_first_loss_is_that_of_the_head_of_transformers(corpus, still, tmp_p
     model = modeling.load_model(still, label_list).eval()
     batch = data.collate([windows[i] for i in range(len(windows))], windows.pad_values(model.config.pad_token_id))
     assert results(tmp_path / "out")["train_loss"] == pytest.approx(model(**batch).loss.item(), rel=1e-5)
+
+
+def test_of_equal_scores_the_lower_loss_is_better():
+    best = {"f1": 0.0, "loss": 1.6}
+    assert script.is_better({"f1": 0.0, "loss": 1.2}, best, "f1") and not script.is_better(best, best, "f1")
+    assert not script.is_better({"f1": 0.0, "loss": 1.7}, best, "f1")
+    assert script.is_better({"f1": 0.1, "loss": 1.7}, best, "f1") and script.is_better(best, {}, "f1")
+    assert script.is_better({"f1": 0.0, "loss": 1.5}, best, "loss")

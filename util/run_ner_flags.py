@@ -55,7 +55,10 @@ FLAGS: dict[str, dict] = {
     "num_warmup_steps": {"instead": "--warmup_ratio, a share of the steps"},
     "optim": {"ignored_if": {"adamw_torch", "adamw_torch_fused"}, "instead": "the line of AdamW in train.py"},
     "overwrite_cache": {"ignored_if": ANY},
-    "pad_to_max_length": {"ignored_if": OFF, "instead": "packing, or padding to the longest sentence"},
+    "pad_to_max_length": {
+        "ignored_if": OFF,
+        "instead": "nothing: batches are packed, or padded to the longest sentence",
+    },
     "preprocessing_num_workers": {"ignored_if": ANY},
     "remove_unused_columns": {"ignored_if": ANY},
     "report_to": {"ignored_if": {"tensorboard", "all"}, "instead": "TensorBoard, or edit writer in train.py"},
@@ -104,4 +107,5 @@ def _translate_flag(name: str, value: str) -> list[str]:
     if ignored_if is ANY or (value or "true").lower() in ignored_if:
         return []
     instead = rule.get("instead") or f"always {' or '.join(sorted(ignored_if))}"
-    raise ValueError(f"--{name} {value}: not a flag here; instead: {instead}")
+    flag = f"--{name} {value}".rstrip()
+    raise ValueError(f"{flag}: not a flag here; instead: {instead}")
