@@ -27,7 +27,7 @@ import metrics
 import model as modeling
 from util import data_report, documents, report
 from util.annotations import Columns
-from util.arguments import ArgumentParser, non_negative_int, positive_int
+from util.arguments import ArgumentParser, OneLineHelp, non_negative_int, positive_int
 from util.corpus_scan import refuse_stray_tags, tag_statistics
 from util.device import pick_device, synchronize, to_device
 from util.distributed import Ranks, exit_on_error, get_ranks, join_process_group, quiet
@@ -275,21 +275,21 @@ def evaluate(tagger: Tagger, args: argparse.Namespace, ranks: Ranks) -> None:
 
 def get_args() -> argparse.Namespace:
     """Raises ValueError for invalid flags."""
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=OneLineHelp)
     add = parser.add_argument
     add("model", help="folder that train.py wrote, or Hub id of any token-classification model")
-    add("text", nargs="*")
+    add("text", nargs="*", help="or --input_file")
     add("--input_file", help="a text a line, JSON Lines, or any format of train.py; -: stdin")
     add("--text_column_name", help="column of words or text (as in training)")
     add("--label_column_name", help="column of tags or spans (as in training)")
     add("--output_file", help="instead of standard output; with --evaluate, the error report (HTML)")
-    add("--aggregation_strategy", choices=STRATEGIES, default="simple", help="how subwords vote (simple)")
+    add("--aggregation_strategy", choices=STRATEGIES, default="simple", help="how subwords vote")
     add("--format", choices=documents.OUTPUT_FORMATS, help="json: an object a line; conll: a tag a word")
     add("--evaluate", action="store_true", help="score a labelled --input_file")
     add("--skip_bad_lines", action="store_true", help="write bad lines of text and JSON Lines to OUTPUT_FILE.errors")
     add("--stride", type=non_negative_int, help="subwords by which windows overlap (as in training, 64)")
-    add("--batch_size", type=positive_int, default=32, help="windows, at most 32,768 tokens (32)")
-    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="(auto)")
+    add("--batch_size", type=positive_int, default=32, help="windows, at most 32,768 tokens")
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 if supported")
     args = parser.parse_args()
     if bool(args.text) == bool(args.input_file):
         parser.error("pass either TEXT or --input_file")

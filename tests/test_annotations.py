@@ -58,8 +58,8 @@ def test_prodigy_without_spans():
     records = (rained, rejected, bare, oslo, ignored)
     assert read(*records) == [("It rained", "O O"), ("", ""), ("Anna sang", "O O"), ("Oslo", "B-LOC"), ("", "")]
     assert notes(*records) == [
-        "left out, as its answer is not accept: reject",
-        "left out, as its answer is not accept: ignore",
+        "left out (answer other than accept): reject",
+        "left out (answer other than accept): ignore",
     ]
     assert read(rejected, text="text") == read(rejected, text="1") == [("", "")]
 

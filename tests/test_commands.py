@@ -129,6 +129,11 @@ def test_a_known_flag_is_never_translated():
     assert translate(["--fp16", "true", "--do_train"], {"fp16"}) == ["--fp16", "true"]
 
 
+def test_all_flags_that_are_not_supported_are_named_at_once():
+    with pytest.raises(ValueError, match=r"^--warmup_steps 5: .* \| --optim sgd: not a flag here; instead: "):
+        translate(["--warmup_steps", "5", "--fp16", "--optim=sgd", "--seed", "3"], KNOWN)
+
+
 @pytest.mark.parametrize(
     ("argv", "answer"),
     [

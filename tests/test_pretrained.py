@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import conftest
@@ -19,6 +20,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 import infer
 import model as modeling
 import train as script
+from util.distributed import tell_if_slow
 from util.loading_errors import one_line_errors
 from util.pretrained import load_config, load_encoder, load_encoder_model, load_tokenizer, load_trained_model
 from util.vocabulary import check_rows
@@ -674,3 +676,10 @@ def test_encoders_without_a_padding_token(family, encoders, corpus, tmp_path):
     tagger = infer.Tagger(str(out))
     alone, padded = tagger("Maria lives.", "none"), tagger(["Maria lives.", "She lives in Oslo, Norway."], "none")[0]
     assert [e["entity"] for e in alone] == [e["entity"] for e in padded]
+
+
+def test_a_slow_hub_is_named_while_it_is_waited_for(capfd, tmp_path):
+    for name, seconds in (("someone/encoder", 60), ("someone/encoder", 0.01), (str(tmp_path), 0.01)):
+        with tell_if_slow(name, seconds):
+            time.sleep(0.2)
+    assert capfd.readouterr().err.count("note: still loading someone/encoder") == 1

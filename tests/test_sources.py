@@ -370,12 +370,32 @@ def test_what_was_not_annotated_is_left_out_and_counted(encoders, tmp_path):
     path.write_text(jsonl([rejected, {"text": "Oslo", "spans": [{"start": 0, "end": 4, "label": "LOC"}]}, rejected]))
     splits, _ = load(encoders["wordpiece"], train_file=str(path))
     assert len(splits["train"].tags) == 1
-    note = f"note: {path}: 2 left out, as its answer is not accept: {path}:1 reject; {path}:3 reject"
+    note = f"note: {path}: 2 left out (answer other than accept): {path}:1 reject; {path}:3 reject"
     assert note in data_report.checks(splits, 16)
+    assert splits["train"].num_sentences == 1
     path.write_text(jsonl([label_studio(SENTENCES[0]), {"data": {"text": "x"}, "annotations": []}]))
     splits, _ = load(encoders["wordpiece"], train_file=str(path))
-    note = f"note: {path}: 1 left out, as it has no annotation: {path}:2 a task of Label Studio"
+    note = f"note: {path}: 1 left out (no annotation): {path}:2 a task"
     assert note in data_report.checks(splits, 16)
+
+
+def test_a_note_on_two_splits_of_a_file_is_logged_once(encoders, tmp_path):
+    path = tmp_path / "x.jsonl"
+    accepted = [{"text": f"Oslo {i}", "spans": [{"start": 0, "end": 4, "label": "LOC"}]} for i in range(6)]
+    path.write_text(jsonl(accepted + [{"text": "no", "spans": [], "answer": "reject"}] * 6))
+    splits, _ = load(encoders["wordpiece"], train_file=str(path), validation_split=0.5)
+    counts = [note.count for split in splits.values() for note in split.notes]
+    assert len(counts) == 2 and sum(counts) == 6
+    lines = [line for line in data_report.checks(splits, 16) if "left out" in line]
+    assert len(lines) == 1 and lines[0].startswith(f"note: {path}: 6 left out (answer other than accept): {path}:")
+
+
+def test_a_warning_names_the_split_if_another_one_is_of_the_same_file(encoders, tmp_path):
+    path = tmp_path / "x.conll"
+    path.write_text("Oslo B-LOC\n. O\n\n" * 6)
+    splits, _ = load(encoders["wordpiece"], train_file=str(path), validation_split=0.5)
+    line = f"warning: validation split of {path}: 3 of 3 sentences also occur in train"
+    assert line in data_report.checks(splits, 16)
 
 
 # ---- arbitrary bytes

@@ -120,6 +120,17 @@ def test_a_terminal_shows_entities_in_colour(model):
     assert "".join(part.partition("m")[2] if i else part for i, part in enumerate(plain.split("\033["))) == text
 
 
+def test_scores_are_below_each_other_also_beside_long_types():
+    document = Document.from_text("Maria Oslo")
+    names = {"PER": (0, 5), "GEOPOLITICAL": (6, 10)}
+    entities = [
+        {"entity_group": name, "score": 0.5, "word": document.text[start:end], "start": start, "end": end}
+        for name, (start, end) in names.items()
+    ]
+    lines = documents.format_document(document, documents.Tagged(entities, []), "text", {}).splitlines()
+    assert len({line.index("0.5000") for line in lines[1:]}) == 1
+
+
 BAD = [
     b'{"text": "ok"}',
     b"{broken",

@@ -159,7 +159,7 @@ def test_words_that_running_text_joins_are_warned_of(crossing, corpus, tmp_path)
     flags = [part for pair in corpus.items() for part in pair]
     printed = train(*flags, "--model_name_or_path", crossing, "--max_steps", 1, "--output_dir", tmp_path / "out")
     (line,) = [line for line in printed.splitlines() if line.startswith("warning: ")]
-    assert "% of words have the subwords that they have in running text ('" in line
+    assert "% of words are split into subwords as in running text ('" in line
     share = float(line.split("only ")[1].split("%")[0])
     assert share < 50
 
@@ -183,7 +183,7 @@ def test_dropped_words_count_as_equal(encoders):
 def test_the_share_is_reported(encoders, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["data.py", str(ROOT / "samples/test.conll")])
     data.main()
-    assert "100.0% of words have the subwords that they have in running text (of " in capsys.readouterr().out
+    assert "100.0% of words are split into subwords as in running text (of " in capsys.readouterr().out
 
 
 def test_the_sample_is_spread_over_the_split(encoders):

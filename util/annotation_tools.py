@@ -175,9 +175,8 @@ def _label_studio_task(record: dict, columns: Columns) -> Found:
     """A task of Label Studio's JSON: data, and the regions in its first annotation that was not cancelled."""
     regions, notes = task_regions(record)
     if regions is None:
-        return Found(
-            "left out", "tasks of Label Studio", notes=["left out, as it has no annotation: a task of Label Studio"]
-        )
+        task = f"task {record['id']}" if "id" in record else "a task"
+        return Found("left out", "tasks of Label Studio", notes=[f"left out (no annotation): {task}"])
     for region in regions:
         parse_span(region)  # a region that is not of a text is reported before the missing text
     data = record["data"] | {"spans": regions}
@@ -255,7 +254,7 @@ def _prodigy_task(record: dict, columns: Columns) -> Found | None:
     elif not _is_answer_without_spans(record, columns) or others:
         return None
     if answer != "accept":
-        return Found("left out", "tasks of Prodigy", notes=[f"left out, as its answer is not accept: {answer}"])
+        return Found("left out", "tasks of Prodigy", notes=[f"left out (answer other than accept): {answer}"])
     if spans is not None and columns.labels:
         return _text_or_words(record, "text", pick_column(record, "--label_column_name", names))
     if others:

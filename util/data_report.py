@@ -68,8 +68,11 @@ def checks(splits: dict, max_length: int) -> list[str]:
             train_sentences = _sentences_as_text(train)
         else:
             notes.append(f"{train.name}: over {LARGE:,} sentences; duplicates in other splits not counted")
+    files = [split.name for split in splits.values()]
+    for file in dict.fromkeys(files):  # --validation_split makes two splits of a file
+        of_file = [split for split in splits.values() if split.name == file]
+        notes += [f"{file}: {note}" for note in _merged(of_file, max_length)]
     for name, split in splits.items():
-        notes += [f"{split.name}: {note}" for note in [*split.notes, *_notes(split, max_length)]]
         found = []
         if len(split.label_ids) == 1:
             found.append(f"every tag is {label_list[split.label_ids[0]]}")
@@ -81,7 +84,8 @@ def checks(splits: dict, max_length: int) -> list[str]:
         unknown = _unknown_share(split)
         if unknown > 0.02:
             found.append(f"{unknown:.1%} of words contain a subword that the tokenizer does not know")
-        warnings += [f"{split.name}: {warning}" for warning in found]
+        title = split.name if files.count(split.name) == 1 else f"{name} split of {split.name}"
+        warnings += [f"{title}: {warning}" for warning in found]
     return [*(f"warning: {warning}" for warning in warnings), *(f"note: {note}" for note in notes)]
 
 
@@ -144,6 +148,19 @@ def _notes(split, max_length: int) -> list[Note]:
     return [note for note in notes if note.count > 0]
 
 
+def _merged(splits: list, max_length: int) -> list[Note | str]:
+    """The notes of some splits. Those that differ only in count and examples are one."""
+    merged: dict[str, Note | str] = {}
+    for split in splits:
+        for note in [*split.notes, *_notes(split, max_length)]:
+            if isinstance(note, Note):
+                before = merged.get(note.text, Note(0, note.text, []))
+                merged[note.text] = Note(before.count + note.count, note.text, [*before.examples, *note.examples])
+            else:
+                merged[note] = note
+    return [*merged.values()]
+
+
 def _transition(split, position: int) -> str:
     """The word at this position of the split -> "dev.conll:5 'York' I-LOC after B-PER"."""
     row, index = split.locate(position)
@@ -157,7 +174,7 @@ def _duplicates(split, train_sentences: pa.ChunkedArray) -> list[str]:
     count = np.count_nonzero(in_train & (split.lengths > 0))
     if count == 0:
         return []
-    return [f"{count:,} of {len(in_train):,} sentences also {'occurs' if count == 1 else 'occur'} in train"]
+    return [f"{count:,} of {split.num_sentences:,} sentences also {'occurs' if count == 1 else 'occur'} in train"]
 
 
 def _sentences_as_text(split) -> pa.ChunkedArray:
@@ -198,7 +215,7 @@ def report(splits: dict, tokenizer, random_order, by_length) -> str:
         window = train.windows[row]
         subwords = tokenizer.convert_ids_to_tokens(window["input_ids"].tolist())
         lines += ["", *_aligned(subwords, [str(label) for label in window["labels"].tolist()])]
-    lines += ["", "label ids: " + ", ".join(f"{i} {label}" for i, label in enumerate(train.label_list))]
+    lines += ["", "label ids: " + ", ".join(f"{i} {_shown(label)}" for i, label in enumerate(train.label_list))]
     return "\n".join(lines)
 
 
@@ -207,7 +224,7 @@ def _statistics(split) -> list[str]:
     return [
         f"  {split.num_sentences:,} sentences, {split.num_words:,} words, {split.scheme or 'plain'} tags",
         f"  {_count_types(split)}",
-        f"  words per sentence: {_quantiles(split.lengths)}",
+        f"  words per sentence: {_quantiles(split.lengths[split.lengths > 0])}",
         f"  subwords per sentence: {_quantiles(subwords[subwords > 0])}",
         f"  sentences in several windows: {_num_long_sentences(split):,}"
         f" | words without subwords: {len(split.windows.dropped_words()[1]):,}"
@@ -227,7 +244,12 @@ def _count_types(split) -> str:
     counts: collections.Counter = collections.Counter()
     for name, count in zip(names, label_counts.tolist()):
         counts[name] += count
-    return f"{title}: " + ", ".join(f"{name} {counts[name]:,}" for name in sorted(counts) if counts[name] > 0)
+    return f"{title}: " + ", ".join(f"{_shown(name)} {counts[name]:,}" for name in sorted(counts) if counts[name] > 0)
+
+
+def _shown(name: str) -> str:
+    """Tags such as "," are quoted, since commas separate them from others."""
+    return name if any(map(str.isalnum, name)) else repr(name)
 
 
 def padding_share(lengths: np.ndarray, batches: Iterable[np.ndarray]) -> float:

@@ -1,12 +1,14 @@
 """Ranks, the process group, stop signals, and how errors end a run."""
 
 import atexit
+import contextlib
 import functools
 import gc
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 import uuid
 import warnings
@@ -252,3 +254,22 @@ def quiet(progress: bool) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # not modified in place
     if not progress:
         datasets.disable_progress_bars()
+
+
+@contextlib.contextmanager
+def tell_if_slow(name: str, seconds: float = 5.0):
+    """Prints a line on rank 0 if the block, which loads `name`, takes longer than `seconds`.
+
+    The libraries ask the Hub again and again before they report that it cannot be reached.
+    """
+    if get_ranks().rank > 0 or os.path.isdir(name):
+        yield
+        return
+    text = f"note: still loading {name}; without a network, set HF_HUB_OFFLINE=1 to read the cache at once"
+    timer = threading.Timer(seconds, print, [text], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

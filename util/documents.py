@@ -220,8 +220,9 @@ def format_document(
     if format == "html":
         return report.article(document.text, spans, colors, [f"{e['score']:.4f}" for e in tagged.entities])
     lines = [_colored(document.text, spans, colors) if on_terminal else document.text]
+    width = max([8, *(len(name) for _, _, name in spans)])
     for entity, (start, end, name) in zip(tagged.entities, spans):
-        lines.append(f"  {f'{start}-{end}':>13}  {name:8} {entity['score']:.4f}  {entity['word']}")
+        lines.append(f"  {f'{start}-{end}':>13}  {name:{width}} {entity['score']:.4f}  {entity['word']}")
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING
 from transformers.utils import cached_file
 
+from util.distributed import tell_if_slow
+
 LFS_POINTER = b"version https://git-lfs"
 OTHER_WEIGHTS = {".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX", ".gguf": "GGUF", ".ot": "Rust"}
 WEIGHT_FILES = (
@@ -55,7 +57,7 @@ def one_line_errors(name: str, remedy: str = ""):
     known. By default it is derived from the exception and from the files of the folder.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), tell_if_slow(name):
             warnings.simplefilter("ignore")
             yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, torch.OutOfMemoryError):

@@ -78,9 +78,9 @@ FLAGS: dict[str, dict] = {
 def translate(argv: list[str], known: Collection[str]) -> list[str]:
     """Translates the flags of FLAGS. Flags that are in `known`, or not in FLAGS, stay as they are.
 
-    Raises ValueError for a flag, or a value of a flag, that is not supported.
+    Raises ValueError for flags, or values of flags, that are not supported; it names all of them.
     """
-    translated = []
+    translated, problems = [], []
     i = 0
     while i < len(argv):
         # A flag is "--name=value", or "--name" and all arguments up to the next flag; the last one counts.
@@ -91,10 +91,15 @@ def translate(argv: list[str], known: Collection[str]) -> list[str]:
             end += 1
         name = flag.removeprefix("--").replace("-", "_")
         if flag.startswith("--") and name in FLAGS and name not in known:
-            translated += _translate_flag(name, value)
+            try:
+                translated += _translate_flag(name, value)
+            except ValueError as error:
+                problems.append(str(error))
         else:
             translated += argv[i:end]
         i = end
+    if problems:
+        raise ValueError(" | ".join(problems))
     return translated
 
 

@@ -98,7 +98,7 @@ class Comparison(NamedTuple):
         return self.num_equal / max(1, self.num_words)
 
     def __str__(self) -> str:
-        return f"{self.share:.1%} of words have the subwords that they have in running text"
+        return f"{self.share:.1%} of words are split into subwords as in running text"
 
 
 def compare(sentences: list[list[str]], tokenizer) -> Comparison:
@@ -131,7 +131,7 @@ def compare(sentences: list[list[str]], tokenizer) -> Comparison:
 
 def compare_sample(split, tokenizer) -> Comparison:
     """compare() for up to NUM_SENTENCES sentences, evenly spaced in the split, and up to NUM_WORDS words of them."""
-    rows = np.unique(np.linspace(0, split.num_sentences - 1, NUM_SENTENCES).astype(int))
+    rows = np.unique(np.linspace(0, len(split.sentences) - 1, NUM_SENTENCES).astype(int))
     most = max(20, NUM_WORDS // len(rows))  # words of a sentence
     return compare([words[:most] for words in split.sentences[rows.tolist()]["tokens"] if words], tokenizer)
 

@@ -21,6 +21,7 @@ from datasets.table import MemoryMappedTable, concat_tables
 from util.annotations import Columns, label_columns, pick_column, text_columns
 from util.blocks import BlockTask, cut_into_blocks, row_blocks, row_group_blocks, write_blocks
 from util.column_choice import choose_columns
+from util.distributed import tell_if_slow
 from util.format_detection import choose_reader
 from util.formats import Reader, read_dataset, read_parquet
 from util.lines import Block
@@ -261,12 +262,13 @@ def read_named(name: str, config: str | None) -> dict[str, Dataset]:
         return {"train": found} if isinstance(found, Dataset) else found
     name, revision = ALIASES.get(name, (name, None))
     try:
-        try:
-            return datasets.load_dataset(name, config, revision=revision)
-        except RuntimeError as error:
-            if "scripts are no longer supported" not in str(error):
-                raise
-            return datasets.load_dataset(name, config, revision=PARQUET_REVISION)
+        with tell_if_slow(name):
+            try:
+                return datasets.load_dataset(name, config, revision=revision)
+            except RuntimeError as error:
+                if "scripts are no longer supported" not in str(error):
+                    raise
+                return datasets.load_dataset(name, config, revision=PARQUET_REVISION)
     except ConnectionError as error:
         found = _read_downloaded(name, config, revision)
         if found is None:

@@ -54,7 +54,8 @@ class Split:
 
     @property
     def num_sentences(self) -> int:
-        return len(self.sentences)
+        """Without the records that have no words, such as tasks without annotation."""
+        return int(np.count_nonzero(self.lengths))
 
     @property
     def num_words(self) -> int:
