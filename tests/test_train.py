@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import data
 import model as modeling
 import train as script
+from util.pretrained import load_tokenizer
 
 
 def largest_difference(a: dict, b: dict) -> float:
@@ -92,6 +94,63 @@ def test_a_file_of_flags_and_flags_that_win(tmp_path):
     assert (args.learning_rate, args.seed, args.group_by_length, args.test_file) == (1e-4, 8, True, None)
     (tmp_path / "run.json").write_text('{"learning_rate": 1e-4, "stride": 3}')
     assert script.get_args([str(tmp_path / "run.json")]).stride == 3
+
+
+# ---- Trainer
+
+
+def test_losses_gradients_and_weights_are_those_of_trainer(corpus, encoders, tmp_path):
+    """Without dropout, from the same weights, on the same batches: two epochs with warmup, decay and clipping."""
+    name = str(shutil.copytree(encoders["wordpiece"], tmp_path / "encoder"))
+    config = json.loads((tmp_path / "encoder" / "config.json").read_text())
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (tmp_path / "encoder" / "config.json").write_text(json.dumps(config | no_dropout))
+    out, batch_size, settings = tmp_path / "out", 8, {"learning_rate": 1e-3, "weight_decay": 0.1}
+    flags = {"--train_file": corpus["--train_file"], "--model_name_or_path": name, "--precision": "fp32"}
+    flags |= {"--output_dir": out, "--num_train_epochs": 2, "--logging_steps": 1, "--max_grad_norm": 3.5}
+    flags |= {"--per_device_train_batch_size": batch_size} | {f"--{name}": value for name, value in settings.items()}
+    train(*flat(flags))
+    events = EventAccumulator(str(out / "runs"))
+    events.Reload()
+    ours = [[event.value for event in events.Scalars(f"train/{tag}")] for tag in ("loss", "grad_norm")]
+
+    tokenizer = load_tokenizer(name)
+    split = load(name, tokenizer.model_max_length, train_file=corpus["--train_file"])[0]["train"]
+    torch.manual_seed(42)
+    model = modeling.load_model(name, split.label_list)
+    epochs = [data.EpochBatches(split.windows.lengths, batch_size, 42, epoch) for epoch in range(2)]
+    num_steps = sum(map(len, epochs))
+    assert len(split.windows) % batch_size  # the last batch of an epoch is short
+
+    class InOrder(transformers.Trainer):
+        def get_train_dataloader(self):
+            windows = [split.windows[row] for row in range(len(split.windows))]
+            features = [{name: window[name].tolist() for name in ("input_ids", "labels")} for window in windows]
+            collator = transformers.DataCollatorForTokenClassification(tokenizer)
+            return [collator([features[row] for row in batches[i]]) for batches in epochs for i in range(len(batches))]
+
+    arguments = transformers.TrainingArguments(
+        str(tmp_path / "trainer"), max_steps=num_steps, warmup_steps=0.1, max_grad_norm=3.5, logging_steps=1,
+        use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, **settings,
+    )  # fmt: skip
+    trainer = InOrder(model, arguments, train_dataset=[{}])
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    theirs = [[step[name] for step in steps] for name in ("loss", "grad_norm")]
+    assert len(steps) == num_steps and max(theirs[1]) > 3.5 > min(theirs[1])  # clipped in some steps
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+    start = load_file(tmp_path / "encoder" / "model.safetensors")
+    found, expected = weights(out), {name: parameter.detach() for name, parameter in model.named_parameters()}
+    # Trainer decays the embeddings of subwords that do not occur, too. They have no effect on the model.
+    words = "bert.embeddings.word_embeddings.weight"
+    unused = np.setdiff1d(np.arange(len(found[words])), split.token_ids)
+    assert 0 < len(unused) < len(found[words]) and torch.equal(found[words][unused], start[words[5:]][unused])
+    for tensors in (found, expected):
+        tensors[words] = tensors[words][split.token_ids]
+    assert largest_difference(found, expected) < 1e-5
+    start[words[5:]] = start[words[5:]][split.token_ids]
+    moved = max((expected[f"bert.{name}"] - start[name]).abs().max() for name in start if f"bert.{name}" in expected)
+    assert moved > 1e-3
 
 
 # ---- a whole run
