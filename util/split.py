@@ -11,8 +11,9 @@ from datasets import Dataset
 from util.annotations import source_position
 from util.corpus_scan import TagStatistics, column
 from util.data_report import LARGE, Note
-from util.tag_schemes import PLAIN, counts_as_iob2, decide_scheme, entity_spans, iob1_to_iob2, iob2_to_iob1
-from util.tag_spelling import canonical, entity_type, has_iob1_labels, prefix, scheme_name
+from util.entity_counts import typed_spans
+from util.tag_schemes import PLAIN, counts_as_iob2, decide_scheme, iob1_to_iob2, iob2_to_iob1
+from util.tag_spelling import has_iob1_labels, scheme_name
 from util.windows import RelabelledWindows, Windows
 
 
@@ -112,11 +113,7 @@ class Split:
 
         With plain tags, every word is an entity.
         """
-        names = canonical(self.label_list) if self.scheme else [f"S-{label}" for label in self.label_list]
-        types = sorted({entity_type(name) for name in names if prefix(name)})
-        type_of_label = np.array([types.index(entity_type(name)) if prefix(name) else -1 for name in names])
-        spans = entity_spans(tags, self.lengths, names)
-        return np.column_stack([spans, type_of_label[tags[spans[:, 0]]]]), types
+        return typed_spans(tags, self.lengths, self.label_list, self.scheme)
 
     def entity_texts(self, spans: np.ndarray, types: list[str]) -> list[tuple[str, str]]:
         """spans [E, 3] -> (type, text) of every entity."""
