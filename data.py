@@ -1,4 +1,4 @@
-"""Labelled words in, padded batches of subwords out.
+"""Labeled words in, padded batches of subwords out.
 
     words      EU     rejects  German  call  to  boycott  British  lamb      .
     tags       B-ORG  O        B-MISC  O     O   O        B-MISC   O         O
@@ -7,7 +7,7 @@
     labels     -100  3  0       7      0    0  0       7       0    -100 0 -100
 
 The label of a word is the id of its tag, on the word's first subword. -100 is ignored by the loss. A sentence that is
-longer than the encoder's limit is cut between words into overlapping windows; every word is labelled in exactly one.
+longer than the encoder's limit is cut between words into overlapping windows; every word is labeled in exactly one.
 
 python data.py train.conll                     # how the file is read, and statistics; takes the data flags of train.py
 python data.py --train_file export.jsonl --validation_split 0.1 --model_name_or_path bert-base-cased
@@ -102,7 +102,7 @@ class Window(NamedTuple):
 def windows(word_ids: np.ndarray, size: int, stride: int) -> list[Window]:
     """Cuts a sentence between words into windows of at most `size` subwords that overlap by at most `stride`.
 
-    word_ids [T] -> windows. Every word is labelled by one window. A word in the overlap of two windows is labelled by
+    word_ids [T] -> windows. Every word is labeled by one window. A word in the overlap of two windows is labeled by
     the one that shows more context around it. A word of more than `size` subwords keeps its first ones.
 
     Example: six words of one subword each, size 4, stride 2. The windows read the words 0-3 and 2-5. In the overlap,
@@ -155,9 +155,9 @@ def cut(input_ids: np.ndarray, word_ids: np.ndarray, special, size: int, stride:
     before, after = special
     for window in windows(word_ids, size - len(before) - len(after), stride):
         inside = word_ids[window.token_start : window.token_end]
-        labelled = (inside >= window.word_start) & (inside < window.word_end)
+        labeled = (inside >= window.word_start) & (inside < window.word_end)
         ids = np.full(len(before) + len(inside) + len(after), -1, np.int32)
-        ids[len(before) : len(before) + len(inside)] = np.where(labelled, inside, -1)
+        ids[len(before) : len(before) + len(inside)] = np.where(labeled, inside, -1)
         yield np.concatenate([before, input_ids[window.token_start : window.token_end], after]), ids
 
 

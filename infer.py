@@ -133,7 +133,7 @@ class Tagger:
 
     def _word_entities(self, documents: list[Document], votes: "Votes") -> list[list[dict]]:
         """Words of the same entity -> one entity. Its score is the mean over the scores of its words."""
-        # Neighbours with the same plain tag (NOUN) are one entity, as in the pipeline, so it becomes I-NOUN.
+        # Neighbors with the same plain tag (NOUN) are one entity, as in the pipeline, so it becomes I-NOUN.
         names = canonical(self.label_list)
         label_list = [name if name == "O" or prefix(name) else f"I-{name}" for name in names]
         lengths = np.array([len(document.words) for document in documents], int)
@@ -209,7 +209,7 @@ def vote(probabilities: np.ndarray, word_ids: np.ndarray, label_list: list[str],
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Evaluation of a labelled file
+# Evaluation of a labeled file
 
 
 def training_flags(model: str) -> argparse.Namespace:
@@ -285,7 +285,7 @@ def get_args() -> argparse.Namespace:
     add("--output_file", help="instead of standard output; with --evaluate, the error report (HTML)")
     add("--aggregation_strategy", choices=STRATEGIES, default="simple", help="how subwords vote")
     add("--format", choices=documents.OUTPUT_FORMATS, help="json: an object a line; conll: a tag a word")
-    add("--evaluate", action="store_true", help="score a labelled --input_file")
+    add("--evaluate", action="store_true", help="score a labeled --input_file")
     add("--skip_bad_lines", action="store_true", help="write bad lines of text and JSON Lines to OUTPUT_FILE.errors")
     add("--stride", type=non_negative_int, help="subwords by which windows overlap (as in training, 64)")
     add("--batch_size", type=positive_int, default=32, help="windows, at most 32,768 tokens")

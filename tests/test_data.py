@@ -61,7 +61,7 @@ def test_alignment_of_the_guides_sentence(guide_tokenizer):
     assert window["labels"].tolist() == [-100, 3, 0, 7, 0, 0, 0, 7, 0, -100, 0, -100]
 
 
-def test_alignment_with_all_pieces_labelled(guide_tokenizer):
+def test_alignment_with_all_pieces_labeled(guide_tokenizer):
     windows = windows_of([GUIDE], GUIDE_TAGS, guide_tokenizer, label_list=CONLL_LABELS, label_all_tokens=True)
     assert windows[0]["labels"].tolist() == [-100, 3, 0, 7, 0, 0, 0, 7, 0, 0, 0, -100]
 
@@ -124,7 +124,7 @@ def scheme_of(tags: np.ndarray, lengths: np.ndarray, label_list: list[str]) -> t
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_tag_scheme_is_recognised_without_violations(scheme):
+def test_a_tag_scheme_is_recognized_without_violations(scheme):
     assert scheme_of(*as_ids(SCHEMES[scheme])) == (scheme, 0, [])
 
 
@@ -212,8 +212,8 @@ def check_windows(sizes: np.ndarray, size: int, stride: int) -> None:
     word_ids = np.repeat(np.arange(len(sizes)), sizes)
     starts = np.append(0, np.cumsum(sizes))
     found = data.windows(word_ids, size, stride)
-    labelled = [word for _, _, first, last in found for word in range(first, last)]
-    assert labelled == list(range(len(sizes)))  # each word once, in order
+    labeled = [word for _, _, first, last in found for word in range(first, last)]
+    assert labeled == list(range(len(sizes)))  # each word once, in order
     for start, stop, first, last in found:
         assert 0 < stop - start <= size and start in starts
         assert start <= starts[first] and starts[last - 1] < stop
@@ -238,7 +238,7 @@ def test_windows_of_random_sentences_have_every_property():
         check_windows(sizes, size, int(random.integers(0, size)))
 
 
-def test_a_word_longer_than_a_window_is_labelled_by_its_first_subwords():
+def test_a_word_longer_than_a_window_is_labeled_by_its_first_subwords():
     word_ids = np.repeat([0, 1, 2], [2, 50, 3])
     found = data.windows(word_ids, 8, 4)
     assert [word for *_, first, last in found for word in range(first, last)] == [0, 1, 2]
@@ -255,7 +255,7 @@ DROPPED = ["\u200d", "\ufe0f", "\x07", "\u200b", "\u0301"]
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 @pytest.mark.parametrize("size", [8, 16, 64, 128])
-def test_every_word_is_labelled_exactly_once(encoders, kind, size):
+def test_every_word_is_labeled_exactly_once(encoders, kind, size):
     tokenizer = load_tokenizer(encoders[kind])
     sentences = sample_words("validation", 30)
     sentences += [DROPPED, ["the", "\ufe0f", "end"], ["http://x.org/" + "abc" * 200, "is", "long"]]

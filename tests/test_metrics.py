@@ -17,7 +17,7 @@ from model import token_loss
 NER = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
 
-def test_a_batch_is_decoded_by_argmax_at_labelled_positions_row_by_row():
+def test_a_batch_is_decoded_by_argmax_at_labeled_positions_row_by_row():
     logits = torch.tensor([[[9.0, 0, 0], [0, 1, 2], [5, 5, 6]], [[0, 3, 1], [9, 9, 9], [1, 0, 0]]])  # [2, 3, 3]
     labels = torch.tensor([[-100, 2, 0], [1, -100, -100]])
 

@@ -28,7 +28,7 @@ EVIL = [
 ]
 
 
-class Labelled:
+class Labeled:
     """A Split of given sentences, as render_report needs it."""
 
     spans, entity_texts, scheme, name = Split.spans, Split.entity_texts, "IOB2", "a<b>.conll"
@@ -58,7 +58,7 @@ CURVES = {
 
 
 def page(**more) -> str:
-    split = Labelled(SENTENCES, GOLD, LABELS)
+    split = Labeled(SENTENCES, GOLD, LABELS)
     tags = np.array([LABELS.index(tag) for tag in FOUND])
     scores = metrics.score(split.tags, tags, split.lengths, LABELS, "IOB2")
     scores.pop("accuracy_ci95")  # scores of a checkpoint of an older version have none
@@ -212,14 +212,14 @@ def test_a_run_without_validation_gets_its_training_curves(tmp_path):
 
 
 def test_scores_without_predictions_or_curves():
-    split = Labelled(SENTENCES, GOLD, LABELS)
+    split = Labeled(SENTENCES, GOLD, LABELS)
     scores = metrics.score(split.tags, split.tags, split.lengths, LABELS, "IOB2")
     found = report.render_report("x", scores, split)
     assert "<svg" in found and "Errors" not in found and 'id="training"' not in found
 
 
 def test_at_the_end_the_report_has_all_steps_and_the_predictions_of_the_best_model(tmp_path):
-    split = Labelled(SENTENCES, GOLD, LABELS)
+    split = Labeled(SENTENCES, GOLD, LABELS)
     tags = np.array([LABELS.index(tag) for tag in FOUND])
     scores = metrics.score(split.tags, tags, split.lengths, LABELS, "IOB2")
     predictions = tags, np.full(len(tags), 0.75)
@@ -245,7 +245,7 @@ def test_many_types():
     """The confusion matrix has a limit; every type has a bar."""
     labels = ["O", *(f"B-{'long-' * 6}{i}" for i in range(200))]
     tags = np.arange(2000) % 201
-    split = Labelled([["w"] * 10] * 200, [labels[i] for i in tags], labels)
+    split = Labeled([["w"] * 10] * 200, [labels[i] for i in tags], labels)
     predicted = np.where(np.arange(2000) % 7, tags, (tags + 1) % 201)
     scores = metrics.score(split.tags, predicted, split.lengths, labels, "IOB2")
     found = report.render_report("x", scores, split, predicted, np.ones(2000), max_sentences=0)
@@ -340,7 +340,7 @@ def luminance(color: str) -> float:
     return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
 
-# The colours of all texts, each with that of the nearest background, and of the curves and bars with that of the page.
+# The colors of all texts, each with that of the nearest background, and of the curves and bars with that of the page.
 COLORS = """
 const background = e => {
   for (; e; e = e.parentElement) {
@@ -358,7 +358,7 @@ return [
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_text_is_readable_in_both_colour_schemes(browser, tmp_path, dark):
+def test_text_is_readable_in_both_color_schemes(browser, tmp_path, dark):
     """The contrast by WCAG is at least 4.5 for text, and 3 for curves and bars."""
     pages = {"report.html": page(), "comparison.html": report.render_comparison(compared())}
     feature = {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]}

@@ -461,7 +461,7 @@ def test_evaluation_reads_a_file_of_the_run_as_training_read_it(encoders, tmp_pa
 IOB1_LABELS = ["O", "I-PER", "I-ORG", "B-ORG", "I-LOC"]
 
 
-def test_labels_of_iob1_models_are_recognised():
+def test_labels_of_iob1_models_are_recognized():
     assert has_iob1_labels(IOB1_LABELS) and has_iob1_labels(["O", "I_PER", "I_LOC"])
     for labels in (STANDARD, UPOS, ["O", "I-X", "E-X"], ["O", "M-X", "E-X"], ["O", "I-X", "E-X", "S-X"], ["O", "B-X"]):
         assert not has_iob1_labels(labels)

@@ -77,9 +77,9 @@ def loss_and_gradients(model, batch: dict) -> tuple[float, torch.Tensor, dict[st
     loss = token_loss(logits, labels, reduction="sum")
     model.zero_grad()
     loss.backward()
-    labelled = logits.detach()[labels != -100]
+    labeled = logits.detach()[labels != -100]
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return loss.item(), labelled[labelled.sum(1).argsort()], gradients
+    return loss.item(), labeled[labeled.sum(1).argsort()], gradients
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,4 +1,4 @@
-"""infer.py on files: formats, bad lines, several processes, kills, labelled files."""
+"""infer.py on files: formats, bad lines, several processes, kills, labeled files."""
 
 import contextlib
 import io
@@ -107,7 +107,7 @@ def test_comments_and_other_columns_of_conll(model, tmp_path):
         assert [row.split("\t")[0] for row in rows if row] == words
 
 
-def test_a_terminal_shows_entities_in_colour(model):
+def test_a_terminal_shows_entities_in_color(model):
     tagger = infer.Tagger(model)
     text = TEXTS[0]
     document = Document.from_text(text)
@@ -322,7 +322,7 @@ def test_memory_does_not_grow_with_the_input(model, tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Labelled files
+# Labeled files
 
 
 def shown_errors(page: str) -> str:

@@ -310,9 +310,9 @@ def test_training_evaluation_and_tagging_agree_on_the_subword_of_a_word(corpus, 
     label_list = [id2label[str(i)] for i in range(len(id2label))]
     for window, sentence in zip(windows, sentences):
         _, last = subwords_of(tokenizer, sentence["tokens"])
-        labelled = [i for i, label in enumerate(window["labels"]) if label != -100]
-        assert labelled == last
-        assert [label_list[window["labels"][i]] for i in labelled] == sentence["tags"]
+        labeled = [i for i, label in enumerate(window["labels"]) if label != -100]
+        assert labeled == last
+        assert [label_list[window["labels"][i]] for i in labeled] == sentence["tags"]
 
     # Evaluation and tagging: the tags are those of transformers at the last subwords.
     model = AutoModelForTokenClassification.from_pretrained(tmp_path / "outputs").eval()
@@ -385,8 +385,8 @@ def attach(model, kind: str) -> nn.Module:
         model.crf = nn.Linear(3, 3, bias=False)
 
         def hook(model, args, output):
-            neighbours = output.logits.roll(1, dims=1)
-            output.logits = output.logits + model.crf(neighbours)
+            neighbors = output.logits.roll(1, dims=1)
+            output.logits = output.logits + model.crf(neighbors)
 
         model.register_forward_hook(hook)
         return model.crf
@@ -489,10 +489,10 @@ def test_packing_can_be_switched_off_and_required(flags, monkeypatch, collated, 
         model = load_model(*args, **kwargs)
         model.crf = nn.Linear(model.num_labels, model.num_labels, bias=False)
         nn.init.zeros_(model.crf.weight)
-        model.register_forward_hook(lambda model, args, output: mix_neighbours(model, output))
+        model.register_forward_hook(lambda model, args, output: mix_neighbors(model, output))
         return model
 
-    def mix_neighbours(model, output):
+    def mix_neighbors(model, output):
         output.logits = output.logits + model.crf(output.logits.roll(1, dims=1))
 
     monkeypatch.setattr(modeling, "load_model", with_crf)
@@ -655,7 +655,7 @@ def test_a_second_column_of_labels_reaches_the_loop(packing, project, corpus, en
     project.run("train.py", *flags, "--output_dir", "unchanged", ranks=2)
     make_change(project, "a second column of labels")
     project.run("train.py", *flags, "--output_dir", "changed", ranks=2, before=STRICT_MODEL + NOTE_BATCHES)
-    num_labelled = 0
+    num_labeled = 0
     for rank in range(2):
         lines = [json.loads(line) for line in (project.folder / f"batches.{rank}").read_text().splitlines()]
         assert len(lines) == 3
@@ -665,10 +665,10 @@ def test_a_second_column_of_labels_reaches_the_loop(packing, project, corpus, en
             assert (type_labels == np.where(labels == -100, -100, (labels + 1) // 2)).all()
             if packing == "off":
                 assert (type_labels[np.array(line["padding"])] == -100).all()
-            num_labelled += (type_labels != -100).sum()
+            num_labeled += (type_labels != -100).sum()
         last = np.array(lines[-1]["type_labels"])
         assert (last != -100).any() == (rank == 0)
-    assert num_labelled == sum(len(sentence["tokens"]) for sentence in read(corpus["--train_file"]))
+    assert num_labeled == sum(len(sentence["tokens"]) for sentence in read(corpus["--train_file"]))
     before, after = results(project.folder / "unchanged"), results(project.folder / "changed")
     same = {name for name in before if "runtime" not in name and "per_second" not in name and name != "code"}
     assert {name: before[name] for name in same} == {name: after[name] for name in same}

@@ -274,13 +274,13 @@ def _is_answer_without_spans(record: dict, columns: Columns) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------
-# Formats that are recognised, but not read
+# Formats that are recognized, but not read
 
 _PER_SENTENCE = 'write one line {"tokenized_text": [words], "ner": [[first, last, type]]} per sentence'
 
 
 def _refuse_by_name(record: dict) -> None:
-    """Raises ValueError for formats that are recognised, but not read."""
+    """Raises ValueError for formats that are recognized, but not read."""
     if isinstance(record.get("paragraphs"), list):
         raise ValueError(
             'its "paragraphs" are nested JSON as spaCy 2 and SQuAD write it; '

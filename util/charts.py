@@ -98,7 +98,7 @@ def log_axis(low: float, high: float, start: float, end: float) -> Axis:
 
 
 class Curve(NamedTuple):
-    number: int  # from 1: its colour, dashes and markers
+    number: int  # from 1: its color, dashes and markers
     name: str
     path: str  # M x,y L x,y ...
     markers: list[tuple[float, float, str]]  # x, y, tooltip

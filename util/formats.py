@@ -73,10 +73,10 @@ def conll_names(width: int) -> list[str]:
     return ["tokens", *middle, "tags"][:width]
 
 
-def read_conll(path: str, block: Block | None, layout: Layout, labelled: bool = True):
+def read_conll(path: str, block: Block | None, layout: Layout, labeled: bool = True):
     """CoNLL columns, separated by tabs or blanks. An empty line ends a sentence; comments begin with #.
 
-    labelled: a line of one column is an error. Otherwise, words may stand alone.
+    labeled: a line of one column is an error. Otherwise, words may stand alone.
     """
     names, width = conll_names(layout.width), layout.width
     numbers: list[int] = []
@@ -88,7 +88,7 @@ def read_conll(path: str, block: Block | None, layout: Layout, labelled: bool = 
                 yield numbers, _by_column(names, words)
                 numbers, words = [], []
             continue
-        if len(columns) != width or columns[0].startswith("#") or (width == 1 and labelled):
+        if len(columns) != width or columns[0].startswith("#") or (width == 1 and labeled):
             try:
                 regular = word_columns(line, columns, layout, at_start=not words)
             except ValueError as error:
@@ -96,7 +96,7 @@ def read_conll(path: str, block: Block | None, layout: Layout, labelled: bool = 
             if regular is None:
                 continue
             columns = regular
-            if len(columns) == 1 and labelled:
+            if len(columns) == 1 and labeled:
                 raise ValueError(f"{path}:{number}: {columns[0]!r} has no tag")
         numbers.append(number)
         words.append(columns)

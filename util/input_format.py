@@ -59,7 +59,7 @@ def choose_input(path: str, columns: Columns, is_corpus: bool) -> tuple[str, Rea
             return "text", None, columns
         reader = found
     if reader.function is read_conll:
-        reader.options["labelled"] = False  # words may stand alone
+        reader.options["labeled"] = False  # words may stand alone
     reader = _with_texts_per_row(reader, columns)
     reader, columns, _ = choose_columns(path, reader, columns, only_words=True)
     return "corpus", reader, columns

@@ -68,7 +68,7 @@ def one_line_errors(name: str, remedy: str = ""):
 
 
 def _last_line(error: BaseException) -> str:
-    """The last line of a message that has words. Tables and colours of terminals are left out."""
+    """The last line of a message that has words. Tables and colors of terminals are left out."""
     lines = [" ".join(re.sub(r"\x1b\[[\d;]*m", "", line).split()) for line in str(error).splitlines()]
     lines = [line for line in lines if re.search(r"\w", line)]
     return lines[-1][:200].rstrip(" .;:") if lines else "no message"

@@ -78,7 +78,7 @@ class Highlight(NamedTuple):
 
 
 def type_colors(types) -> dict[str, int]:
-    """Hues in degrees. Neighbours in the alphabet get distant hues."""
+    """Hues in degrees. Neighbors in the alphabet get distant hues."""
     return {entity_type: i * 137 % 360 for i, entity_type in enumerate(sorted(types))}
 
 

@@ -83,7 +83,7 @@ def _open_dataset(name: str, config: str | None, columns: Columns) -> dict[str, 
 
 
 def open_file(path: str, columns: Columns, preferred: str | None = None) -> Source:
-    """Recognises the format of a file, and reads it once for its checksum and its blocks.
+    """Recognizes the format of a file, and reads it once for its checksum and its blocks.
 
     preferred: the column of tags that another split of the corpus has.
     """

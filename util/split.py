@@ -14,7 +14,7 @@ from util.data_report import LARGE, Note
 from util.entity_counts import typed_spans
 from util.tag_schemes import PLAIN, counts_as_iob2, decide_scheme, iob1_to_iob2, iob2_to_iob1
 from util.tag_spelling import has_iob1_labels, scheme_name
-from util.windows import RelabelledWindows, Windows
+from util.windows import RelabeledWindows, Windows
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Split:
                 self.notes.append(Note(int(np.count_nonzero(tags != self.tags)), text, []))
             self.tags = tags
             self.label_counts = np.bincount(self.tags, minlength=len(self.label_list))
-            self.windows = RelabelledWindows(self.windows, self.tags)
+            self.windows = RelabeledWindows(self.windows, self.tags)
 
     def locate(self, position: int) -> tuple[int, int]:
         """A word by its number in the split -> the number of its sentence, and its index there."""

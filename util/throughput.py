@@ -61,8 +61,8 @@ def step_flops(model: PreTrainedModel, lengths: np.ndarray) -> float:
     return 6 * linear_weights * lengths.sum() + attention
 
 
-def utilisation(model: PreTrainedModel, precision: str, steps: list[StepStats], world_size: int) -> dict:
-    """Measures the device's matmul peak and returns the share that the steps reach: model FLOPs utilisation.
+def utilization(model: PreTrainedModel, precision: str, steps: list[StepStats], world_size: int) -> dict:
+    """Measures the device's matmul peak and returns the share that the steps reach: model FLOPs utilization.
 
     "floor_ms" is the roofline time of a step: its matrix products at that peak, plus the memory traffic of
     AdamW at the measured memory bandwidth.
@@ -123,7 +123,7 @@ def print_summary(steps: list[StepStats], model, precision: str, device, world_s
     if not steps:  # stopped by a signal
         return
     (padded_tokens,) = all_reduce_sum([sum(step.padded_tokens for step in steps)], device)
-    figures = throughput(steps, padded_tokens) | utilisation(model, precision, steps, world_size)
+    figures = throughput(steps, padded_tokens) | utilization(model, precision, steps, world_size)
     for name, value in figures.items():
         log(f"{name:22} {value:14,.4g}")
     run = {"world_size": world_size, "precision": precision, "device": device_name(device)}

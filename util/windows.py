@@ -76,7 +76,7 @@ class Windows(torch.utils.data.Dataset):
         return np.concatenate([np.empty(0, np.int64), *positions])
 
 
-class RelabelledWindows(Windows):
+class RelabeledWindows(Windows):
     """Windows whose words have other labels. tags [W]: of the words in the order of the file."""
 
     def __init__(self, windows: Windows, tags: np.ndarray):

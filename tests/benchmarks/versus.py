@@ -37,7 +37,7 @@ import train  # noqa: E402
 from util.device import Timestamp, synchronize  # noqa: E402
 from util.distributed import quiet  # noqa: E402
 from util.pretrained import load_encoder, load_tokenizer, packaged_encoder  # noqa: E402
-from util.throughput import StepStats, throughput, utilisation  # noqa: E402
+from util.throughput import StepStats, throughput, utilization  # noqa: E402
 
 WARMUP_STEPS = train.BENCHMARK_WARMUP_STEPS
 # The settings of transformers' token-classification guide, and the flags that make Trainer fastest.
@@ -53,7 +53,7 @@ CONTESTANTS = {
     "ours": "nanotagger, default",
     "ours-by-length": "nanotagger, --group_by_length",
     "ours-fp32": "nanotagger, --precision fp32",
-    "plain": "nanotagger's loop in fp32, padded, without optimisations",
+    "plain": "nanotagger's loop in fp32, padded, without optimizations",
     "guide": "Trainer as the guide has it (fp32, random)",
     "guide-bf16": "Trainer, bf16, random",
     "best": "Trainer at its best (bf16, group_by_length, fused AdamW)",
@@ -143,7 +143,7 @@ class Clock:
         collated = list(zip(self.batches, self.padded_tokens))[WARMUP_STEPS:]
         steps = [StepStats(s, 0.0, lengths, padded) for s, (lengths, padded) in zip(seconds, collated)]
         figures = throughput(steps, sum(step.padded_tokens for step in steps))
-        mfu = utilisation(model, precision, steps, world_size=1)["mfu"]
+        mfu = utilization(model, precision, steps, world_size=1)["mfu"]
         return {name: figures[name] for name in ("tokens_per_second", "step_ms_p50")} | {"mfu": mfu}
 
 
@@ -159,7 +159,7 @@ def make_features(split: data.Split) -> list[dict]:
 def train_with_trainer(name: str, args, splits, model, tokenizer, seed: int) -> dict:
     clock, whole_run = Clock(tokenizer, model.device), bool(args.f1)
     settings = GUIDE | (BEST if name == "best" else {"bf16": name == "guide-bf16"})
-    if whole_run:  # the optimisation of run_ner.py, which is ours too
+    if whole_run:  # the optimization of run_ner.py, which is ours too
         settings |= {"learning_rate": 5e-5, "num_train_epochs": args.epochs, "eval_strategy": "epoch"}
     else:
         settings |= {"max_steps": WARMUP_STEPS + args.steps}
