@@ -185,20 +185,22 @@ This command writes this page, here with transformers {transformers.__version__}
 transformers' `MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING`, with a tiny configuration and random weights, on a CPU, in fp32
 and in bf16:
 
-- five steps; the same run, resumed from the files that a kill after the third step leaves: equal byte for byte;
-- on two ranks in fp32: equal to one rank up to rounding, and resumed there in the same way: equal byte for byte;
-- the scores of the test set by `infer.py`, equal to those of training;
-- the scores of every subword by transformers' pipeline, equal to those of `infer.py`.
+- It trains for five steps. The same run, resumed from the files that a kill after the third step leaves, gives the
+  same bytes.
+- On two ranks, in fp32, it gives the weights of one rank up to rounding. A run that is resumed there gives the same
+  bytes.
+- The scores of the test set by `infer.py` equal those of training.
+- The scores of every subword by transformers' pipeline equal those of `infer.py`.
 
-A family that does not train ends with the line that is shown, before the data are read.
+For a family that cannot be trained, the command stops before the data are read, with the error that is shown.
 
-- **precision**: of `--precision auto` on hardware with bf16. fp32: 16 bits raise an error, so the run falls back.
+- **precision**: what `--precision auto` selects on a CPU with bf16. fp32: the encoder raises an error in bf16.
 - **packing**: whether batches are packed, without padding. Otherwise they are padded.
 - **depends on padding**: the logits of a sentence depend on how far its batch is padded. Training pads; evaluation,
   `infer.py` and the pipeline do not.
 - **tensors that no logit depends on** are frozen: poolers, vision towers, the global attention of Longformer.
 
-The weights of a real checkpoint may show more than random ones: the same passes are tried at the start of every run.
+Pretrained weights can show problems that random weights do not. Every run therefore tries the same passes at its start.
 
 | family | result | precision | packing | notes |
 | --- | --- | --- | --- | --- |

@@ -74,6 +74,7 @@ NUM_RANKS = "2"  # stands in for "N"
 
 
 def fill_in(command: str) -> str:
+    command = command.replace("step-00000030", "step-00000002")  # the runs of the tests are shorter
     return re.sub(r"=\bN\b", f"={NUM_RANKS}", command).replace("...", FLAGS)
 
 

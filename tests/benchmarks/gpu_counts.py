@@ -77,7 +77,7 @@ def launches_of(variant: str, shape: str, recorder) -> dict[str, int]:
         optimizer.step()
         counts["optimizer"] = recorder.launches - done
         counts["total"] = recorder.launches
-        counts["host waits"] = len(recorder.host_waits)
+        counts["synchronizations"] = len(recorder.host_waits)
         optimizer.zero_grad(set_to_none=True)
     return counts
 
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="file that the tables are written to")
     args = parser.parse_args()
     shares = padding_shares(args)
-    columns = ("forward", "backward", "clip", "optimizer", "total", "host waits")
+    columns = ("forward", "backward", "clip", "optimizer", "total", "synchronizations")
     lines = [f"| encoder | step | {' | '.join(columns)} |", "| --- " * (len(columns) + 2) + "|"]
     with simulated_gpu.simulated_gpu() as recorder:
         for shape in ("MiniLM", "BERT-base"):
