@@ -78,7 +78,7 @@ def make_train_parser() -> argparse.ArgumentParser:
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 if supported")
     add("--packing", choices=("auto", "on", "off"), default="auto", help="batches without padding; auto: if supported")
     add_switch(groups["speed"], "--cuda_graphs", "launch the kernels of a pass at once, for small batches on a GPU")
-    add_switch(groups["speed"], "--group_by_length", "batches of similar length: faster, slightly lower F1")
+    add_switch(groups["speed"], "--group_by_length", "batches of similar length: faster, but often lower F1")
     add("--benchmark", type=arguments.non_negative_int, default=0, help="steps to time, without output; 0: off")
 
     add = groups["output"].add_argument
