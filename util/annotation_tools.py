@@ -175,7 +175,7 @@ def _label_studio_task(record: dict, columns: Columns) -> Found:
     """A task of Label Studio's JSON: data, and the regions in its first annotation that was not cancelled."""
     regions, notes = task_regions(record)
     if regions is None:
-        task = f"task {record['id']}" if "id" in record else "a task"
+        task = f"task {shown(record['id'])}" if "id" in record else "a task"
         return Found("left out", "tasks of Label Studio", notes=[f"left out (no annotation): {task}"])
     for region in regions:
         parse_span(region)  # a region that is not of a text is reported before the missing text
