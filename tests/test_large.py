@@ -1,6 +1,7 @@
 """Large corpora: blocks, parts and processes change no result, and what is finished is not repeated after a kill."""
 
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -10,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import copies
@@ -22,6 +25,7 @@ from conftest import ROOT, flat, load, read, results, run, train, weights, write
 import data
 from util import blocks, corpus_scan, data_report
 from util.split import Split
+from util.workers import exit_with_parent
 
 SETTINGS = {
     "small blocks": {"block_size": 300},
@@ -449,3 +453,28 @@ time.sleep(60)
     while any(is_running(worker) for worker in workers):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+class Ring:
+    """Only the garbage collector destroys it, in whichever process it runs next."""
+
+    destroyed_in: list[int] = []
+
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        self.destroyed_in.append(os.getpid())
+
+
+def destroyed_here(_) -> list[int]:
+    gc.collect()
+    return Ring.destroyed_in
+
+
+def test_workers_do_not_destroy_objects_of_the_process_that_started_them():
+    Ring()
+    with ProcessPoolExecutor(1, get_context("fork"), exit_with_parent, (os.getpid(),)) as pool:
+        assert pool.submit(destroyed_here, None).result() == []
+    gc.collect()
+    assert os.getpid() in Ring.destroyed_in

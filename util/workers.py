@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import threading
@@ -13,6 +14,9 @@ _forking: tuple[int, int] | None = None  # process and thread whose forks end wi
 
 def exit_with_parent(parent: int) -> None:
     """Called in a worker: ends it when its parent is killed. Ctrl-C is left to the parent."""
+    # Objects of the parent are not destroyed here. A thread pool, such as onnxruntime's, would wait for its threads,
+    # which a fork does not copy.
+    gc.freeze()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.getppid() != parent:  # it was killed before the call of prctl
