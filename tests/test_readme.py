@@ -235,7 +235,7 @@ def test_the_flags_of_a_command_exist(command, trained, monkeypatch):
 
 # Runs scripts, each of which ends when it has parsed its flags. It prints the flags that a script passes on.
 PARSE = """
-import argparse, json, runpy, sys
+import argparse, json, os, runpy, sys
 
 parse_known_args = argparse.ArgumentParser.parse_known_args
 
@@ -252,6 +252,7 @@ def parse_known(self, *arguments):
 argparse.ArgumentParser.parse_args, argparse.ArgumentParser.parse_known_args = parse, parse_known
 for argv in json.loads(sys.argv[1]):
     sys.argv = argv
+    sys.path[0] = os.path.dirname(argv[0])  # as `python SCRIPT` sets it
     try:
         runpy.run_path(argv[0], run_name="__main__")
     except SystemExit as end:
