@@ -657,7 +657,7 @@ def on_a_terminal(*command) -> tuple[str, int]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
     # Not ru_maxrss, which a new process takes over from the one that started it.
-    code = """import re, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")
+    code = r"""import re, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")
 print("peak", int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]) // 1024)"""
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True
