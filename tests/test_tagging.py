@@ -120,7 +120,7 @@ def test_a_terminal_shows_entities_in_color(model):
     assert "".join(part.partition("m")[2] if i else part for i, part in enumerate(plain.split("\033["))) == text
 
 
-def test_scores_are_below_each_other_also_beside_long_types():
+def test_scores_are_aligned_if_types_differ_in_length():
     document = Document.from_text("Maria Oslo")
     names = {"PER": (0, 5), "GEOPOLITICAL": (6, 10)}
     entities = [

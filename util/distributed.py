@@ -1,4 +1,4 @@
-"""Ranks, the process group, stop signals, and how errors end a run."""
+"""Ranks, the process group, stop signals, how errors end a run, and what the libraries print."""
 
 import atexit
 import contextlib

@@ -1,4 +1,7 @@
-"""Worker processes end when the process that started them is killed. Otherwise they would wait forever for work."""
+"""Worker processes end when the process that started them is killed, and do not destroy its objects.
+
+Otherwise they would wait forever, for work or for threads of that process.
+"""
 
 import contextlib
 import ctypes
@@ -14,8 +17,8 @@ _forking: tuple[int, int] | None = None  # process and thread whose forks end wi
 
 def exit_with_parent(parent: int) -> None:
     """Called in a worker: ends it when its parent is killed. Ctrl-C is left to the parent."""
-    # Objects of the parent are not destroyed here. A thread pool, such as onnxruntime's, would wait for its threads,
-    # which a fork does not copy.
+    # The garbage collector ignores the objects of the parent. The destructor of a thread pool, such as onnxruntime's,
+    # would wait for threads that a fork does not copy.
     gc.freeze()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
